@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo    a minute of video from a story, on a fresh machine      make setup   just the environment
+# make test    the whole fast suite                                    make check   what CI asks: format, lint, types, tests
+# make kernels the tests that need an accelerator                      make clean   away with the environment and the caches
+PYTHON ?= python3
+VENV ?= .venv
+# Two cores share two workers well; on a larger machine: make test WORKERS=8
+WORKERS ?= 2
+PYTEST_ARGS ?=
+BIN := $(VENV)/bin
+# the pins that were tested with this Python, when there are some
+PINS = $(wildcard constraints/py$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
+INSTALL = $(BIN)/python -m pip install -q --no-input --disable-pip-version-check $(addprefix -c ,$(PINS))
+
+.PHONY: demo setup test smoke check kernels clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/jaxvid demo
+
+setup: $(VENV)/.installed
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
+
+# the short round of .ci/run on a second Python
+smoke: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "smoke and not slow" $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(MAKE) --no-print-directory test
+
+kernels: $(VENV)/.installed-test
+	JAX_PLATFORMS=$${JAX_PLATFORMS-} $(BIN)/python -m pytest -q tests/ops tests/pallas_kernels $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "jaxvid: $(PYTHON) is missing or older than Python 3.11; name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "jaxvid: $(PYTHON) cannot make an environment in $(VENV) (on Debian and Ubuntu: apt install python3-venv)"; rm -rf $(VENV); exit 1; }
+
+# A stamp per set of extras: nothing is installed twice, and a finished environment needs no network.
+$(VENV)/.installed: EXTRAS =
+$(VENV)/.installed-test: EXTRAS = [test]
+$(VENV)/.installed-dev: EXTRAS = [dev]
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
+	@echo "jaxvid: installing .$(EXTRAS) into $(VENV) (about 1 GB, a minute or two the first time)"
+	@$(INSTALL) -e '.$(EXTRAS)' || { \
+	  echo "jaxvid: the installation failed, see above. Without a network, point pip at a folder of wheels:"; \
+	  echo "jaxvid:   PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels make $(MAKECMDGOALS)"; exit 1; }
+	@touch $@

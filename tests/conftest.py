@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules under which every test runs: one fixed key, no silent rank promotion, shapes checked as annotated."""
+
+import os
+import subprocess
+import sys
+
+# The fast suite is a CPU suite, so that it says the same on every machine; an empty JAX_PLATFORMS (make kernels)
+# lets JAX choose. Must be set before JAX is imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Annotations such as Float[Array, "B T D"] are checked in tests, and only there. Before the first import of jaxvid.
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook(
+    ["jaxvid", "pallas_kernels"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    """The key from which a test draws; always the same."""
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """`run_python(code, devices=1) -> stdout`: a fresh interpreter, with that many CPU devices."""
+
+    def run(code: str, devices: int = 1, timeout: float = 300) -> str:
+        env = dict(os.environ, JAX_PLATFORMS="cpu")
+        env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, cwd=root, timeout=timeout, capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.fail(f"the interpreter left with {done.returncode}:\n{done.stderr[-4000:]}")
+        return done.stdout
+
+    return run
