@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole networks: the autoencoder, the backbone, the text encoder."""
+"""Whole networks: a stack between an input and an output."""
