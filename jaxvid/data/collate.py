@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From samples to one `(Video, Cond)`: stacking, scaling, padding of short clips, captions per frame.
 
-A latent frame stands for several pixel frames: with a time factor f, latent frame 0 is pixel frame 0 and latent frame
-i > 0 covers pixel frames f(i-1)+1 .. f*i. Its time is the middle of what it covers, and its caption the one that
-covers most of it.
+A latent frame stands for several pixel frames: with a time factor f, latent frame 0 is pixel frame 0 and
+latent frame i > 0 covers pixel frames f(i-1)+1 .. f*i. Its time is the middle of what it covers, and its
+caption the one that covers most of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def frame_times(frames: int, time_factor: int) -> np.ndarray:
 def spans_of(captions: Sequence[tuple[int, str]], times: np.ndarray) -> np.ndarray:
     """Which caption speaks at each time (in pixel frames): int32, the last one that began at or before it."""
     starts = np.asarray([frame for frame, _ in captions])
-    return np.maximum(np.searchsorted(starts, times, side='right') - 1, 0).astype(np.int32)
+    return np.maximum(np.searchsorted(starts, times, side="right") - 1, 0).astype(np.int32)
 
 
 def padded_spans(count: int, spans: Sequence[int]) -> int:
@@ -55,9 +55,9 @@ def collate(
 ) -> tuple[Video, Cond]:
     """Stack samples of one shape into `(Video, Cond)` with numpy leaves.
 
-    uint8 pixels come out as float32 in [-1, 1]; float latents as they are. The number of frames is that of `shape`
-    (through `time_factor`), rounded up to `frames_multiple`; what a sample lacks repeats its last frame and has
-    `ok` False. `cond` holds `tokens` int32 ``[B, S, L]`` and `span` int32 ``[B, T]``.
+    uint8 pixels come out as float32 in [-1, 1]; float latents as they are. The number of frames is that of
+    `shape` (through `time_factor`), rounded up to `frames_multiple`; what a sample lacks repeats its last
+    frame and has `ok` False. `cond` holds `tokens` int32 ``[B, S, L]`` and `span` int32 ``[B, T]``.
     """
     real = latent_frames(shape.frames, time_factor)
     frames = -(-real // frames_multiple) * frames_multiple
@@ -72,7 +72,7 @@ def collate(
         clip = np.asarray(sample.x)
         if clip.shape[1:] != first.shape[1:] or not 1 <= len(clip) <= real:
             raise InputError(
-                f'a source gave a clip of shape {clip.shape} where {(real, *first.shape[1:])} was wanted for {shape}'
+                f"a source gave a clip of shape {clip.shape}, wanted {(real, *first.shape[1:])} for {shape}"
             )
         n = len(clip)
         x[row, :n] = clip.astype(np.float32) / 127.5 - 1 if clip.dtype == np.uint8 else clip
@@ -82,4 +82,4 @@ def collate(
         for place, (_, text) in enumerate(sample.captions):
             tokens[row, place] = encode_text(text, text_length)
     sec = np.broadcast_to((times / shape.fps).astype(np.float32), ok.shape).copy()
-    return Video(x=x, sec=sec, ok=ok), {'tokens': tokens, 'span': span}
+    return Video(x=x, sec=sec, ok=ok), {"tokens": tokens, "span": span}
