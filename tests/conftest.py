@@ -10,7 +10,7 @@ import sys
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Annotations such as Float[Array, "B T D"] are checked in tests, and only there. Before the first import of jaxvid.
-import jaxtyping  # noqa: E402
+import jaxtyping
 
 jaxtyping.install_import_hook(
     ["jaxvid", "pallas_kernels"],
