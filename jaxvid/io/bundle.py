@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle: a directory from which a pipeline is loaded without its training code.
+
+    pipeline.json        what it is: the calls that make model, autoencoder and process, what it serves, defaults
+    model.safetensors    the denoiser's parameters
+    vae.safetensors      the autoencoder's variables: params and the statistics of its latents
+    README.md            the model card
+
+Nothing in a bundle is ever run: the JSON is data, and whoever builds from it names the packages that it may name.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from jaxvid.config import from_json, to_json
+from jaxvid.io.weights import load_weights, save_weights
+from jaxvid.types import InputError
+
+FORMAT, VERSION = "jaxvid pipeline", 1
+SPEC, MODEL, VAE, CARD = "pipeline.json", "model.safetensors", "vae.safetensors", "README.md"
+NEEDED = ("model", "vae", "process", "serves", "defaults", "text_length")
+
+
+def is_bundle(path) -> bool:
+    """Whether ``path`` is a directory that says it holds a pipeline."""
+    return pathlib.Path(path, SPEC).is_file()
+
+
+def save_bundle(path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = "") -> pathlib.Path:
+    """Writes a bundle aside and renames it to ``path``; a bundle that was there is replaced, anything else is refused.
+
+    Args:
+      path: the directory to make.
+      spec: plain data with the keys `NEEDED`; see `jaxvid.pipeline`.
+      params: tree of the model's parameters.
+      vae: tree ``{'params', 'stats'}`` of the autoencoder.
+      dtype: type of the floats in the files, such as 'bfloat16'; by default as they are. Statistics stay float32.
+      card: text of the README.
+    """
+    path = pathlib.Path(path)
+    missing = [key for key in NEEDED if key not in spec]
+    if missing:
+        raise InputError(f"a bundle's description lacks {', '.join(missing)}")
+    if path.exists() and not is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not a bundle; choose an empty or new directory")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+    try:
+        spec = {**spec, "format": FORMAT, "version": VERSION}
+        (part / SPEC).write_text(to_json(spec), encoding="utf-8")
+        save_weights(part / MODEL, params, dtype=dtype, metadata={"format": FORMAT})
+        save_weights(part / VAE, vae, dtype=dtype, metadata={"format": FORMAT})
+        (part / CARD).write_text(card or _card(spec), encoding="utf-8")
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(part, 0o777 & ~mask)  # mkdtemp made it private
+        _replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return path
+
+
+def load_bundle(path) -> tuple[dict[str, Any], Any, Any]:
+    """``(spec, params, vae)`` of a bundle: plain data and trees of arrays, nothing built yet. Raises `InputError`."""
+    spec = load_spec(path)
+    return spec, load_weights(pathlib.Path(path, MODEL)), load_weights(pathlib.Path(path, VAE))
+
+
+def load_spec(path) -> dict[str, Any]:
+    """The checked content of a bundle's pipeline.json."""
+    file = pathlib.Path(path, SPEC)
+    try:
+        spec = from_json(file.read_text(encoding="utf-8")).to_dict()
+    except FileNotFoundError:
+        raise InputError(f"{path} has no {SPEC}; give a bundle's directory or a training run's") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:160]}") from None
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    if spec.get("format") != FORMAT:
+        raise InputError(f"{file} is not the description of a jaxvid pipeline; save one with Pipeline.save(directory)")
+    if spec.get("version") != VERSION:
+        raise InputError(f"{file} has version {spec.get('version')!r} and this jaxvid reads {VERSION}; update jaxvid")
+    missing = [key for key in NEEDED if key not in spec]
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}; save the bundle again")
+    return spec
+
+
+def _replace(part: pathlib.Path, path: pathlib.Path):
+    """Moves directory ``part`` to ``path``; what was there goes only after the new one has come."""
+    if not path.exists():
+        os.replace(part, path)
+        return
+    old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    os.replace(path, old)
+    try:
+        os.replace(part, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _card(spec) -> str:
+    serves = spec["serves"]
+    return (
+        "# A JaxVid pipeline\n\n"
+        f"Sizes (height x width): {', '.join('x'.join(map(str, size)) for size in serves['sizes'])}. "
+        f"Frames per second: {', '.join(f'{fps:g}' for fps in serves['fps'])}.\n\n"
+        '    import jaxvid\n    jaxvid.Pipeline.load("this directory")("what the video shows", seconds=4).save("x.mp4")\n'
+    )

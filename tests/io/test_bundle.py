@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle comes back as it was saved, replaces only bundles, and says in one line what is wrong with a bad one."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxvid.io import bundle
+from jaxvid.types import InputError
+
+SPEC = {
+    "model": {"kind": "jaxvid.models.text_to_video:TextToVideo", "width": 8},
+    "vae": {"kind": "jaxvid.models.video_vae:VideoVAE"},
+    "process": {"kind": "jaxvid.diffusion.process:Process"},
+    "serves": {"sizes": [[64, 64]], "fps": [16.0]},
+    "defaults": {"steps": 4},
+    "text_length": 32,
+}
+PARAMS = {"a": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3) / 7}}
+VAE = {"params": {"b": np.ones(3, np.float32)}, "stats": {"mean": np.full(4, 0.1, np.float32)}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE)
+
+
+def test_round_trip_is_exact(saved):
+    spec, params, vae = bundle.load_bundle(saved)
+    assert {k: spec[k] for k in SPEC} == json.loads(json.dumps(SPEC))
+    np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"])
+    np.testing.assert_array_equal(vae["stats"]["mean"], VAE["stats"]["mean"])
+    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "model.safetensors", "pipeline.json", "vae.safetensors"]
+    assert "64x64" in (saved / "README.md").read_text()
+
+
+def test_bfloat16_on_disk(tmp_path):
+    _, params, _ = bundle.load_bundle(bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE, dtype="bfloat16"))
+    np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"].astype(ml_dtypes.bfloat16))
+
+
+def test_a_bundle_is_replaced_and_anything_else_is_not(saved, tmp_path):
+    bundle.save_bundle(saved, {**SPEC, "text_length": 64}, PARAMS, VAE)
+    assert bundle.load_spec(saved)["text_length"] == 64
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(InputError, match="not a bundle"):
+        bundle.save_bundle(tmp_path / "mine", SPEC, PARAMS, VAE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "mine"]
+
+
+def test_a_failing_save_leaves_the_old_bundle(saved):
+    with pytest.raises(InputError):
+        bundle.save_bundle(saved, {**SPEC, "text_length": 64}, {"a": np.array(["x"])}, VAE)
+    assert bundle.load_spec(saved)["text_length"] == 32
+    assert [p.name for p in saved.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "pipeline.json"),
+        ("[]", "pipeline.json"),
+        ('{"format": "other"}', "not the description"),
+        ('{"format": "jaxvid pipeline", "version": 99}', "version 99"),
+        ('{"format": "jaxvid pipeline", "version": 1}', "lacks model"),
+    ],
+)
+def test_a_foreign_description_is_one_line(saved, text, said):
+    (saved / "pipeline.json").write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        bundle.load_bundle(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_one_line(saved):
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(InputError, match="truncated") as caught:
+        bundle.load_bundle(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_bundle(tmp_path):
+    assert not bundle.is_bundle(tmp_path)
+    with pytest.raises(InputError, match="no pipeline.json"):
+        bundle.load_bundle(tmp_path)
