@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One table from logical axes to mesh axes, and what follows from it.
+
+A mesh has four axes, always with automatic propagation (``AxisType.Auto``):
+
+    data      copies of the model, each with its part of the batch
+    fsdp      parameters and optimizer state cut in pieces; the batch is cut along it as well
+    tensor    heads and hidden widths cut in pieces
+    sequence  frames cut in pieces
+
+Parameters bear logical names (``flax.linen.with_logical_partitioning``). A dimension that its mesh axes do not divide
+is copied instead of cut: that is correct on any mesh and only costs memory. A batch that does not divide is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxvid.types import InputError
+
+AXES = ('data', 'fsdp', 'tensor', 'sequence')
+BATCH = ('data', 'fsdp')
+
+# logical axis -> mesh axis. What is not named here is copied.
+RULES = {
+    'embed': 'fsdp',
+    'mlp': 'tensor',
+    'heads': 'tensor',
+    'kv': None,
+    'vocab': 'tensor',
+    'layers': None,
+}
+_SMALL = 1 << 14  # parameters without names and with fewer elements are copied: cutting them saves nothing
+
+
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """A mesh over all devices; one size may be -1 and takes what the others leave."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor, sequence]
+    said = ' '.join(f'{a}={n}' for a, n in zip(AXES, sizes, strict=True))
+    if any(not isinstance(n, int) or n == 0 or n < -1 for n in sizes) or sizes.count(-1) > 1:
+        raise InputError(f'mesh {said}: sizes are positive and at most one is -1; fix the mesh of the config')
+    known = math.prod(n for n in sizes if n > 0)
+    sizes = [len(devices) // known if n == -1 else n for n in sizes]
+    if math.prod(sizes) != len(devices):
+        raise InputError(f'mesh {said} does not fill {len(devices)} devices; sizes must multiply to {len(devices)}')
+    return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch: int | None = None) -> NamedSharding:
+    """Cut along the leading axis. ``batch``, when given, must divide among the devices of data and fsdp."""
+    ways = math.prod(mesh.shape[a] for a in BATCH)
+    if batch is not None and batch % ways:
+        near = max(ways, round(batch / ways) * ways)
+        raise InputError(f'a batch of {batch} does not divide among {ways} devices (data x fsdp); use batch={near}')
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def params_sharding(mesh: Mesh, abstract_params: Any) -> Any:
+    """Where every parameter lies: a tree of NamedSharding with the structure of the *unboxed* parameters.
+
+    ``abstract_params`` are parameters or shapes, in boxes of logical names where they have them. Without names the
+    largest dimension that divides is cut along fsdp.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(mesh, leaf)), abstract_params, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned | nn.Partitioned)
+
+
+def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
+    if _is_box(leaf):
+        shape = leaf.value.shape
+        axes = [RULES.get(name) for name in leaf.names]
+    else:
+        shape = leaf.shape
+        axes = _unnamed(mesh, shape)
+    used: set[str] = set()
+    spec: list[str | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        fits = axis is not None and axis not in used and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+        spec.append(axis if fits else None)
+        used |= {axis} if fits and axis else set()
+    while spec and spec[-1] is None:
+        spec.pop()
+    return PartitionSpec(*spec)
+
+
+def _unnamed(mesh: Mesh, shape: Sequence[int]) -> list[str | None]:
+    axes: list[str | None] = [None] * len(shape)
+    able = [i for i, n in enumerate(shape) if n % mesh.shape['fsdp'] == 0]
+    if able and math.prod(shape) >= _SMALL:
+        axes[max(able, key=lambda i: shape[i])] = 'fsdp'
+    return axes
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """A tree of host arrays with a leading batch axis, laid out over the mesh.
+
+    With several processes every one brings its own rows, in the order of the processes.
+    """
+    sharding = batch_sharding(mesh)
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        batch_sharding(mesh, x.shape[0] * jax.process_count())
+        return jax.make_array_from_process_local_data(sharding, x)
+
+    return jax.tree.map(put, batch)
