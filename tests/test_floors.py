@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "jaxvid.config": "jaxvid.types",
     "jaxvid.sharding": "jaxvid.types",
     "jaxvid.story": "jaxvid.types",
+    "jaxvid.request": "jaxvid.story jaxvid.types",
     "jaxvid.ops": "pallas_kernels",
     "jaxvid.nn": "jaxvid.ops jaxvid.types jaxvid.sharding",
     "jaxvid.models": "jaxvid.nn jaxvid.ops jaxvid.types jaxvid.sharding",
