@@ -67,7 +67,7 @@ def begin(rng: np.random.Generator, look: Look, second: float, lane, before: Pat
         amplitude, centre = half.copy(), (low + high) / 2
         phase = np.array([_phase(rng, v, True) for v in (at - centre) / np.maximum(half, 1e-9)])
     elif motion.startswith("circles"):
-        walk = min(half.min(), CIRCLE) * rng.uniform(0.7, 1.0, 16)
+        walk = min(half.min(), CIRCLE) * rng.uniform(0.8, 1.0, 16)
         angles = rng.uniform(0, 2 * np.pi, 16)
         wanted = at - walk[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
         kept = np.clip(wanted, low + walk[:, None], high - walk[:, None])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxvid.data.shapes.motion import PULSE, begin, resize
+from jaxvid.data.shapes.motion import begin, resize
 from jaxvid.data.shapes.world import (
     BACKGROUNDS,
     MOTIONS,
@@ -241,9 +241,8 @@ def _lanes(rng: np.random.Generator, looks: list[list[Look]]) -> list[tuple[floa
     sideways = sum(look.motion == "slides left and right" for look in looks[0] + looks[1])
     upright = sum(look.motion == "slides up and down" for look in looks[0] + looks[1])
     across = rng.random() < 0.5 if sideways == upright else upright > sideways
-    needs = [
-        max(2 * SIZES[look.size] * (1 + PULSE * (look.motion == "pulses")) for look in life) for life in looks
-    ]
+    # What is to spare is shared evenly; half of it is always enough for the largest object to pulse.
+    needs = [max(2 * SIZES[look.size] for look in life) for life in looks]
     spare = (high - low - 2 * MARGIN) - sum(needs)
     cut = low + needs[0] + spare / 2
     if across:

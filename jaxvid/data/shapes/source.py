@@ -14,7 +14,7 @@ from jaxvid.data.shapes.scenes import SPLITS, sample_scene
 from jaxvid.data.shapes.world import Scene
 from jaxvid.types import InputError
 
-VERSION = 1  # of the pictures: raise it whenever any pixel or caption of any clip changes
+VERSION = 2  # of the pictures: raise it whenever any pixel or caption of any clip changes
 
 
 @dataclasses.dataclass(frozen=True)
