@@ -75,6 +75,7 @@ class LatentSource:
         return len(self.source) if self.size is None else self.size
 
     def key(self, index: int, shape: ClipShape) -> str:
+        shape = dataclasses.replace(shape, fps=float(shape.fps))  # 16 and 16.0 are one rate
         return digest(self.bank, self.source.key(index, shape), dataclasses.astuple(shape))
 
     def clip(self, index: int, shape: ClipShape) -> Sample:

@@ -54,7 +54,7 @@ class Bucket:
             raise InputError(f"bucket weight={self.weight} is not positive; leave the bucket out instead")
 
     def shape(self, fps: float) -> ClipShape:
-        return ClipShape(self.frames, self.height, self.width, fps)
+        return ClipShape(self.frames, self.height, self.width, float(fps))
 
 
 def shares(weights: Sequence[float], places: int) -> list[int]:

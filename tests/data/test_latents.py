@@ -147,9 +147,10 @@ def test_short_clips_keep_their_length(tmp_path):
 def test_a_small_bank_through_the_batches(tmp_path):
     latents = LatentSource(Noise(), Encoder(), "v1", tmp_path, size=5)
     latents.prefill([SHAPE])
-    with batches(latents, [Bucket(9, 8, 8, batch=5)], fps=4.0, seed=0) as data:
+    with batches(latents, [Bucket(9, 8, 8, batch=5)], fps=4, seed=0) as data:
         for _ in range(3):
             video, cond = next(data)
+            assert latents.fresh == {}  # all from disk: fps 4 and 4.0 are one shape
             assert video.x.shape == (5, 3, 2, 2, 3) and video.ok.all()
             np.testing.assert_allclose(video.sec[0], np.array([0, 2.5, 6.5]) / 4)
             assert cond["span"].tolist() == [[0, 0, 1]] * 5
