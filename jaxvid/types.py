@@ -13,7 +13,7 @@ Pixels are in [-1, 1] inside the library and uint8 outside of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 
@@ -40,12 +40,14 @@ class Video:
     ok: Array  # bool [B, T], False on padding
 
 
+@runtime_checkable
 class Network(Protocol):
     """What diffusion training sees of a model: noisy video in, prediction and new memory out."""
 
     def __call__(self, x: Array, t: Array, cond: Cond, memory: Memory = None) -> tuple[Array, Memory]: ...
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """All that a solver ever sees of a model: it guesses the clean video."""
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process tower: noise levels, what networks predict, losses and guidance."""
