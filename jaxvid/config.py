@@ -42,11 +42,12 @@ _SCALARS = (bool, int, float, str, types.NoneType)
 
 
 def call(fn: Callable[..., Any], /, **kw: Any) -> ml_collections.ConfigDict:
-    """The ConfigDict that stands for ``fn(**kw)``. Unknown names fail here, by name."""
-    if 'kind' in kw:
-        raise InputError(f'{fn.__qualname__} has an argument named kind, which configs use for the callee; rename it')
+    """The ConfigDict that stands for ``fn(**kw)``. Unknown names fail here, by name.
+
+    An argument that is itself called ``kind`` is stored as ``kind_``, since ``kind`` names the callee.
+    """
     _check_names(fn, kw, fn.__qualname__)
-    return ml_collections.ConfigDict({'kind': public_name(fn), **kw})
+    return ml_collections.ConfigDict({'kind': public_name(fn), **{_stored(k): v for k, v in kw.items()}})
 
 
 def public_name(fn: Callable[..., Any]) -> str:
@@ -78,6 +79,7 @@ def _build(node: Any, allow: tuple[str, ...] | None, path: str, more: Mapping[st
         if 'kind' not in node:
             return flax.core.FrozenDict(made)  # hashable: may be a static argument of jit
         fn = _find(node['kind'], allow, path)
+        made = {_meant(k): v for k, v in made.items()}
         made.update(more)
         _check_names(fn, made, _where(path, node['kind']))
         try:
@@ -97,7 +99,7 @@ def check(node: Any, path: str = 'config') -> None:
     """
     for where, found in _calls(node, path):
         fn = _find(found['kind'], None, where)
-        given = {k: found[k] for k in found if k != 'kind'}
+        given = {_meant(k): found[k] for k in found if k != 'kind'}
         _check_names(fn, given, _where(where, found['kind']))
         hints = _hints(fn)
         for key, value in given.items():
@@ -108,6 +110,7 @@ def check(node: Any, path: str = 'config') -> None:
 def parameter(node: Any, key: str) -> Any:
     """The default of a named argument that a call does not write, or InputError: such options can be overridden."""
     known = inspect.signature(_find(node['kind'], None, key)).parameters
+    key = _meant(key)
     if key not in known or known[key].default is inspect.Parameter.empty:
         raise InputError(f'{node["kind"]} has no {key!r}{_closest(key, known)}')
     return known[key].default
@@ -156,6 +159,14 @@ def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     return made
 
 
+def _stored(name: str) -> str:
+    return 'kind_' if name == 'kind' else name
+
+
+def _meant(name: str) -> str:
+    return 'kind' if name == 'kind_' else name
+
+
 def _calls(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(node, (Mapping, ml_collections.ConfigDict)):
         if 'kind' in node:
@@ -196,7 +207,7 @@ def _check_names(fn: Callable[..., Any], given: Iterable[str], where: str) -> No
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
-    names = [k for k in known if not k.startswith('_') and k not in ('parent', 'kind')]
+    names = [k for k in known if not k.startswith('_') and k != 'parent']
     near = difflib.get_close_matches(name, names, 1, 0.5)
     return f'; did you mean {near[0]!r}?' if near else f'; it has {", ".join(names[:20]) or "no options"}'
 

@@ -142,3 +142,16 @@ def test_load_config(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=said):
             load_config(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    kind: str = 'uniform'
+
+
+def test_an_argument_named_kind(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], 'Law', Law, raising=False)
+    node = call(Law, kind='normal')
+    assert build(node) == Law('normal') and build(from_json(to_json(node))) == Law('normal')
+    with pytest.raises(InputError, match='kind=3'):
+        check(call(Law, kind=3))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained, as two functions of a batch ``(Video, Cond)``.
+
+    init(key, batch) -> variables                       {'params': ..., other collections that are not trained}
+    loss(variables, batch, key) -> (scalar, metrics)
+
+A task knows its model and nothing of optimizers, devices or files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxvid.diffusion.process import Process
+from jaxvid.training.losses import reconstruction_loss
+from jaxvid.types import Array, Cond, InputError, Video
+
+Batch = tuple[Video, Cond]
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionTask:
+    """A network learns to denoise latents whose frames have noise levels of their own.
+
+    model: a network ``(x, t, cond, memory) -> (prediction, memory)``; levels: ``(key, B, T) -> (t, weight)``;
+    given: ``(key, B, T) -> bool [B, T]`` (`jaxvid.diffusion.given`) or None; drop_text: how often the null text stands for the captions.
+    """
+
+    model: nn.Module
+    process: Process
+    levels: Callable[..., Any]
+    given: Callable[..., Any] | None = None
+    drop_text: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.drop_text <= 1:
+            raise InputError(f'drop_text={self.drop_text} is not a chance; give a number from 0 to 1')
+
+    def init(self, key: Array, batch: Batch) -> Variables:
+        video, cond = batch
+        level = jnp.zeros(video.x.shape[:2], jnp.float32)
+        return self.model.init(key, video.x, level, self._cond(key, video, cond))
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        video, cond = batch
+        draw, levels, noise = jax.random.split(key, 3)
+        cond = self._cond(draw, video, cond)
+        t, weight = self.levels(levels, *video.x.shape[:2])
+
+        def network(x: Array, t: Array, cond: Cond, memory: Any = None) -> tuple[Array, Any]:
+            return self.model.apply(variables, x, t, cond, memory)  # type: ignore[return-value]
+
+        return self.process.loss(network, video, cond, t, weight, noise)
+
+    def _cond(self, key: Array, video: Video, cond: Cond) -> dict[str, Array]:
+        batch, frames = video.x.shape[:2]
+        drop, given = jax.random.split(key)
+        cond = {**cond, 'drop': jax.random.uniform(drop, (batch,)) < self.drop_text}
+        if self.given is not None:
+            cond['given'] = self.given(given, batch, frames) & video.ok
+        return cond
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTask:
+    """A ``VideoVAE`` learns to give back its clips; ``weights`` are keywords of `losses.reconstruction_loss`."""
+
+    model: nn.Module
+    weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def init(self, key: Array, batch: Batch) -> Variables:
+        return self.model.init(key, batch[0].x)
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        video, _ = batch
+        out, posterior = self.model.apply(variables, video.x, key)  # type: ignore[misc]
+        return reconstruction_loss(video.x, out, posterior, ok=video.ok, **self.weights)
