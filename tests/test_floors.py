@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "jaxvid.clip": "jaxvid",
     "jaxvid.request": "jaxvid",
     "jaxvid.stages": "jaxvid",
+    "jaxvid.engine": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
     "jaxvid.cli": "jaxvid",
     "configs": "jaxvid",
