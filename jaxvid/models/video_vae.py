@@ -330,7 +330,7 @@ def small(**kw) -> VideoVAE:
 
 def shapes(**kw) -> VideoVAE:
     """The shipped one: 4x8x8, 8 channels, sized for two CPU cores."""
-    fields = {"base": 16, "dec_base": 24, "mult": (1, 2, 4), "res": 2, "z": 8, "temporal": (True, True), "patch": 2}
+    fields = {"base": 16, "mult": (1, 3, 6), "res": 1, "z": 8, "temporal": (True, True), "patch": 2}
     return VideoVAE(**fields | {"norm_floor": 1e-6} | kw)
 
 
