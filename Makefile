@@ -40,17 +40,18 @@ clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-$(BIN)/python:
+# pip is the last thing that venv makes: an interrupted one is made again
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "jaxvid: $(PYTHON) is missing or older than Python 3.11; name another one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { \
+	@$(PYTHON) -m venv --clear $(VENV) || { \
 	  echo "jaxvid: $(PYTHON) cannot make an environment in $(VENV) (on Debian and Ubuntu: apt install python3-venv)"; rm -rf $(VENV); exit 1; }
 
 # A stamp per set of extras: nothing is installed twice, and a finished environment needs no network.
 $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-test: EXTRAS = [test]
 $(VENV)/.installed-dev: EXTRAS = [dev]
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/pip
 	@echo "jaxvid: installing .$(EXTRAS) into $(VENV) (about 1 GB, a minute or two the first time)"
 	@$(INSTALL) -e '.$(EXTRAS)' || { \
 	  echo "jaxvid: the installation failed, see above. Without a network, point pip at a folder of wheels:"; \
