@@ -33,7 +33,7 @@ PHASES = {"square": math.pi, "triangle": 3 * -math.pi / 2, "cross": 0.0, "star":
 HALF = 0.5  # the share from which on a pixel belongs to a blob
 FAINT = 25.0  # distance in colour below which a pixel is background, whatever its direction
 LEAST = 8.0  # square units: less is noise (the smallest star, at its least, has 25)
-WIDTHS = (1.0, 2.2)  # pixels over which a template's edge fades: sharp, and after an autoencoder
+BLURS = (0.0, 0.7, 1.2)  # pixels: a template is tried sharp, and as an autoencoder or a model may leave it
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
 _BACKGROUNDS = np.array(list(BACKGROUNDS.values()), np.float32)
@@ -134,20 +134,25 @@ def _blob(away, core, near, contrast, reach, unit, corner, scale, with_shapes) -
         power = power * turn
     shape_cost = None
     if with_shapes:
-        shape_cost = np.array([_unlike(share, near, u, v, total, harmonics, shape) for shape in SHAPES])
+        shape_cost = _unlike(share, near, u, v, total, harmonics)
     return Blob(
         (corner[1] + x) / scale, (corner[0] + y) / scale, total / scale**2, colour_cost, harmonics, shape_cost
     )
 
 
-def _unlike(share, near, u, v, area, harmonics, shape) -> float:
-    """Summed squared difference between shares and a template of equal area, centre and angle; per area."""
-    radius = math.sqrt(area / AREAS[shape])
-    x, y = u / radius, v / radius
-    if FOLDS[shape]:
-        angle = (np.angle(harmonics[FOLDS[shape]]) - PHASES[shape]) / FOLDS[shape]
-        cos, sin = math.cos(angle), math.sin(angle)
-        x, y = x * cos + y * sin, y * cos - x * sin
-    edge = distance(shape, x, y) * radius
-    costs = [(np.where(near, share - np.clip(0.5 - edge / width, 0, 1), 0) ** 2).sum() for width in WIDTHS]
-    return float(min(costs)) / area
+def _unlike(share, near, u, v, area, harmonics) -> np.ndarray:
+    """``[6]``: squared difference between shares and a template of equal area, centre and angle; per area."""
+    templates = np.empty((len(SHAPES), *share.shape), np.float32)
+    for i, shape in enumerate(SHAPES):
+        radius = math.sqrt(area / AREAS[shape])
+        x, y = u / radius, v / radius
+        if FOLDS[shape]:
+            angle = (np.angle(harmonics[FOLDS[shape]]) - PHASES[shape]) / FOLDS[shape]
+            cos, sin = math.cos(angle), math.sin(angle)
+            x, y = x * cos + y * sin, y * cos - x * sin
+        templates[i] = np.clip(0.5 - distance(shape, x, y) * radius, 0, 1)
+    costs = []
+    for blur in BLURS:
+        seen = ndimage.gaussian_filter(templates, (0, blur, blur), truncate=3.0) if blur else templates
+        costs.append(((seen - share) ** 2 * near).sum((1, 2)))
+    return np.min(costs, 0) / area
