@@ -11,15 +11,15 @@ from jaxvid.data.clips import ClipShape, Sample
 from jaxvid.data.shapes.captions import captions
 from jaxvid.data.shapes.render import render
 from jaxvid.data.shapes.scenes import SPLITS, sample_scene
-from jaxvid.data.shapes.world import Scene
+from jaxvid.data.shapes.world import Scene, Thing
 from jaxvid.types import InputError
 
-VERSION = 2  # of the pictures: raise it whenever any pixel or caption of any clip changes
+VERSION = 3  # of the pictures: raise it whenever any pixel or caption of any clip changes
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSource:
-    """Clips of the shapes world with a caption per time span.
+    """Clips of the shapes world with a caption per time span; a clip of one frame is an image, motions unsaid.
 
     split: ``train`` (no held-out pair of colour and shape, ever), ``heldout`` (one at least) or ``all``.
     size: number of clips. seed: which world. objects: probabilities of one and of two objects at the start.
@@ -73,6 +73,16 @@ class ShapesSource:
             raise IndexError(f"clip {index} of a source of {self.size}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), int(index)])
         two = self.objects[1] / sum(self.objects)
-        # An image is its own short world: without a length nothing changes.
-        seconds = shape.frames / shape.fps if shape.frames > 1 else 0.0
-        return sample_scene(rng, self.split, seconds=seconds, two=two, events=self.events), rng
+        if shape.frames > 1:
+            return sample_scene(
+                rng, self.split, seconds=shape.frames / shape.fps, two=two, events=self.events
+            ), rng
+        # An image shows no change and no pulse: its objects are as large as its caption says.
+        return _still(sample_scene(rng, self.split, two=two, events=0.0)), rng
+
+
+def _still(scene: Scene) -> Scene:
+    def part(p):
+        return dataclasses.replace(p, path=dataclasses.replace(p.path, pulse=0.0))
+
+    return Scene(scene.background, tuple(Thing(tuple(map(part, t.parts)), t.end) for t in scene.things))
