@@ -104,7 +104,7 @@ def parse(text: str) -> Attributes:
     if found:
         word = next(group for group in found.groups() if group is not None)
         if word not in _BACKGROUND:
-            raise InputError(f"background {word!r} is unknown; wanted one of {', '.join(BACKGROUNDS)}")
+            raise InputError(f"background {word[:40]!r} is unknown; wanted one of {', '.join(BACKGROUNDS)}")
         background = _BACKGROUND[word]
         rest = (rest[: found.start()] + rest[found.end() :]).strip()
     rest = re.sub(r"^there (?:is|are) ", "", rest)
@@ -144,7 +144,7 @@ def _look(clause: str, text: str) -> Look:
             noun = True
         else:
             raise InputError(
-                f"{word!r} in {str(text)[:80]!r} is not understood; say for example 'a large red star'"
+                f"{word[:40]!r} in {str(text)[:80]!r} is not understood; say for example 'a large red star'"
             )
     if not noun:
         raise InputError(f"{clause[:80]!r} names no shape; wanted one of {', '.join(SHAPES)}")

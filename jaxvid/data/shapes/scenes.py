@@ -193,13 +193,18 @@ def _change(rng: np.random.Generator, slots: Slots, split: str) -> Slots:
         elif kind == "shape":
             values = [s for s in SHAPES if s != was.shape and _allowed(was.colour, s, split, others)]
             values = [s for s in values if was.motion in _motions(s)]
-            after = dataclasses.replace(was, shape=_pick(rng, values))
+            # Rarely nothing is left: an orange thing that spins beside an orange cross, where pairs are held out.
+            after = dataclasses.replace(was, shape=_pick(rng, values)) if values else _resized(was)
         elif kind == "motion":
             values = [m for m in _motions(was.shape) if m != was.motion]
             after = dataclasses.replace(was, motion=_pick(rng, values))
         else:
-            after = dataclasses.replace(was, size="small" if was.size == "large" else "large")
+            after = _resized(was)
     return tuple(after if j == i else slots[j] for j in (0, 1))
+
+
+def _resized(look: Look) -> Look:
+    return dataclasses.replace(look, size="small" if look.size == "large" else "large")
 
 
 def _continue(rng: np.random.Generator, slots: Slots, told: Sequence[Look]) -> Slots:
