@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import os
 import pathlib
 import tempfile
@@ -53,14 +52,10 @@ class Clip:
 
     def save(self, path) -> pathlib.Path:
         """Writes .mp4 (H.264), .gif or .webp, aside and then renamed. Returns the path. Raises `InputError`."""
-        path = pathlib.Path(path)
-        if path.suffix.lower() == ".mp4":
-            _save_mp4(path, self)
-        elif path.suffix.lower() in (".gif", ".webp"):
-            _save_animation(path, self)
-        else:
-            raise InputError(f"{path} ends in {path.suffix or 'nothing'!r}; a clip is saved as .mp4, .gif or .webp")
-        return path
+        from jaxvid.io.video_file import save_video
+
+        save_video(path, self.frames, self.fps, self.recipe)
+        return pathlib.Path(path)
 
     def show(self):
         """The clip as a playing, embedded H.264 video: the last expression of a notebook cell."""
@@ -144,38 +139,6 @@ class aside:
         except OSError as error:
             self.part.unlink(missing_ok=True)
             raise InputError(f"{self.path} cannot be written: {error.strerror}; choose another place") from None
-
-
-def _save_mp4(path: pathlib.Path, clip: Clip):
-    from jaxvid.io.video_file import VideoWriter
-
-    _, height, width, _ = clip.frames.shape
-    with VideoWriter(path, fps=clip.fps, height=height, width=width, metadata=clip.recipe) as writer:
-        writer.append(clip.frames)
-
-
-def _save_animation(path: pathlib.Path, clip: Clip):
-    from PIL import Image
-
-    kind = path.suffix.lower()
-    tick = 10 if kind == ".gif" else 1  # milliseconds: the grain of the format's clock
-    # Rounding the running time and not each frame's keeps the whole as long as it should be.
-    ends = np.round(np.arange(len(clip) + 1) * 1000 / clip.fps / tick).astype(int) * tick
-    durations = np.maximum(np.diff(ends), tick).tolist()
-    images = [Image.fromarray(frame) for frame in clip.frames]
-    recipe = json.dumps(clip.recipe, default=str)
-    with aside(path) as part:
-        if kind == ".gif":
-            # One palette for all frames, taken from a sample of them: no flicker.
-            sample = Image.fromarray(np.concatenate(clip.frames[:: max(1, len(clip) // 16)], axis=0))
-            palette = sample.quantize(256, dither=Image.Dither.NONE)
-            images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-            options = {"format": "GIF", "comment": recipe.encode(), "optimize": False}
-        else:
-            exif = Image.Exif()
-            exif[0x010E] = recipe  # ImageDescription
-            options = {"format": "WEBP", "quality": 90, "method": 4, "exif": exif}
-        images[0].save(part, save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
 
 
 def _sheet(frames, times, story, columns, tile):

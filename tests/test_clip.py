@@ -2,14 +2,15 @@
 """A clip is saved whole or not at all, keeps its length in every format, and shows itself."""
 
 import base64
-import json
 import re
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxvid.clip import Clip, aside
+from jaxvid.io.video_file import read_metadata
 from jaxvid.types import InputError
 
 FPS = 16
@@ -47,7 +48,6 @@ def test_animations_keep_their_running_time_and_recipe(clip, tmp_path, kind):
     path = clip.save(tmp_path / f"x{kind}")
     with Image.open(path) as image:
         assert image.size == (48, 32)
-        comment = image.info.get("comment") or image.getexif()[0x010E]
         total, worst = 0, 0
         for n in range(image.n_frames):
             image.seek(n)
@@ -57,7 +57,7 @@ def test_animations_keep_their_running_time_and_recipe(clip, tmp_path, kind):
         assert image.n_frames == len(clip)
     assert abs(total - 1000 * clip.seconds) <= 10
     assert worst < 8
-    assert json.loads(comment)["seed"] == 7
+    assert read_metadata(path)["seed"] == 7
 
 
 def test_contact_sheet_shows_the_frames(clip, tmp_path):
@@ -78,7 +78,7 @@ def test_unknown_endings_are_refused(clip, tmp_path, name):
 
 
 def test_unwritable_output_is_one_line_and_leaves_nothing(clip, tmp_path):
-    with pytest.raises(InputError, match="cannot be written") as caught:
+    with pytest.raises(InputError, match="cannot write") as caught:
         clip.save(tmp_path / "missing" / "x.webp")
     assert "\n" not in str(caught.value)
 
@@ -94,7 +94,6 @@ def test_aside_keeps_the_old_file_when_the_writing_fails(tmp_path):
 
 
 def test_mp4_and_notebook(clip, tmp_path):
-    av = pytest.importorskip("av")
     path = clip.save(tmp_path / "x.mp4")
     with av.open(str(path)) as box:
         assert sum(1 for _ in box.decode(video=0)) == len(clip)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxvid COMMAND`: finds the command, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done, 1 something failed, 2 the input cannot be used, 130 interrupted. With JAXVID_TRACEBACK=1 the whole
+traceback is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+import threading
+
+import jaxvid
+from jaxvid.types import InputError
+
+# command -> what it does; each lives in the module of its name, as `arguments(parser)` and `run(options)`
+COMMANDS = {
+    "demo": "make a minute of video from a built-in story and let the reader judge it",
+    "generate": "make a video from a sentence or a story",
+    "train": "train from a config file (the same as python -m experiments.run)",
+    "info": "tell what a checkpoint is and serves",
+    "reconstruct": "send a video through the autoencoder and measure what is lost",
+    "decode": "turn kept latents into a video",
+    "read": "read a video of the shapes world: what is seen in every second, as JSON",
+    "doctor": "show devices, versions, memory and codecs",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains by `InputError`, in one line."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. Leaves by SystemExit with the exit code, unless that is 0."""
+    code = call(sys.argv[1:] if argv is None else list(argv))
+    if code:
+        sys.exit(code)
+
+
+def call(argv: list[str]) -> int:
+    """Runs a command line; returns its exit code."""
+    restore = _sigterm_like_ctrl_c()
+    try:
+        dispatch(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens any more; exit must not complain
+        return 1
+    except KeyboardInterrupt as stop:
+        return _complain(stop, f"interrupted{_what_was_kept(stop)}", 130)
+    except InputError as error:
+        return _complain(error, str(error), 2)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _complain(error, f"{name}{error.strerror or error}", 2)
+    except MemoryError as error:
+        return _complain(error, "out of memory; ask for fewer seconds, a smaller batch, or --method rollout", 1)
+    except Exception as error:
+        return _complain(error, f"{type(error).__name__}: {error}; JAXVID_TRACEBACK=1 shows where", 1)
+    finally:
+        restore()
+    return 0
+
+
+def dispatch(argv: list[str]) -> None:
+    """Runs a command line and lets errors through."""
+    parser = Parser(
+        prog="jaxvid",
+        description="A minute of video from a sentence.",
+        epilog="commands:\n" + "\n".join(f"  {name:<12} {said}" for name, said in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jaxvid {jaxvid.__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below; jaxvid COMMAND --help tells more")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if not argv:
+        parser.print_help()
+        return
+    options = parser.parse_args(argv)
+    if options.command not in COMMANDS:
+        near = difflib.get_close_matches(options.command, COMMANDS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise InputError(f"no command {options.command[:40]!r}; {hint}")
+    module = importlib.import_module(f"jaxvid.cli.{options.command}")
+    if options.command == "train":  # absl reads this command's flags, for the sake of --config.x=y
+        module.main(["jaxvid train", *options.rest])
+        return
+    command = Parser(prog=f"jaxvid {options.command}", description=module.__doc__.split("\n")[0])
+    module.arguments(command)
+    module.run(command.parse_args(options.rest))
+
+
+def use_compilation_cache() -> str | None:
+    """Keeps compiled programs in the user's cache directory, so that a second run starts at once. None: no place for it."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir:
+        return jax.config.jax_compilation_cache_dir
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = os.path.join(base, "jaxvid", f"xla-{jax.__version__}")
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError:
+        return None
+    if not os.access(place, os.W_OK | os.X_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", place)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_raise_persistent_cache_errors", False)
+    return place
+
+
+def _complain(error: BaseException, text: str, code: int) -> int:
+    if os.environ.get("JAXVID_TRACEBACK", "") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    line = " ".join(str(text).split())
+    print(f"jaxvid: error: {line if len(line) <= 600 else line[:597] + '...'}", file=sys.stderr, flush=True)
+    return code
+
+
+def _what_was_kept(stop: KeyboardInterrupt) -> str:
+    kept = getattr(stop, "__notes__", None)
+    return f"; {'; '.join(kept)}" if kept else ""
+
+
+def _sigterm_like_ctrl_c():
+    """A polite end asked for by the system takes the same way out as Ctrl-C. Returns what undoes that."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    return lambda: signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What long work says while it runs: stage, rate and time left; one line that moves, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import IO
+
+EVERY = 5.0  # seconds between plain lines
+BAR = 24  # characters
+
+
+class Progress:
+    """Writes to standard error (or ``stream``); standard output belongs to results.
+
+    ``update(stage, done, total)`` as often as one likes; ``note(text)`` for a line that stays; ``close()`` at the end.
+    Rates are measured from a stage's first finished unit on, so that compiling does not spoil them.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, clock=time.monotonic):
+        self.stream = sys.stderr if stream is None else stream
+        self.clock = clock
+        self.moves = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.stage, self.width, self.said = None, 0, -1e9
+
+    def update(self, stage: str, done: float, total: float, unit: str = "steps", note: str = ""):
+        now = self.clock()
+        if stage != self.stage:
+            self._end_line()
+            self.stage, self.since, self.first = stage, None, 0.0
+            self.said = -1e9
+        if self.since is None and done > 0:
+            self.since, self.first = now, done
+        finished = done >= total and not note
+        if not (finished or note or now - self.said >= (0.1 if self.moves else EVERY)):
+            return
+        self.said = now
+        self._show(f"{stage:>8} {_bar(done / total if total else 1.0) if self.moves else ''}", done, total, unit, note, now)
+        if finished:
+            self._end_line()
+            self.stage = None
+
+    def _show(self, head, done, total, unit, note, now):
+        text = f"{head.rstrip()} {done:g}/{total:g} {unit}"
+        if note:
+            text += f", {note}"
+        elif self.since is not None and now > self.since and done > self.first:
+            rate = (done - self.first) / (now - self.since)
+            text += f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s per {unit.rstrip('s')}"
+            if done < total:
+                text += f", {clock_time((total - done) / rate)} left"
+        if self.moves:
+            try:
+                columns = os.get_terminal_size(self.stream.fileno()).columns
+            except (OSError, ValueError):
+                columns = 80
+            text = text[: max(columns - 1, 20)]
+            self.stream.write("\r" + text.ljust(self.width))
+            self.width = len(text)
+        else:
+            self.stream.write(f"jaxvid: {text.strip()}\n")
+        self.stream.flush()
+
+    def note(self, text: str):
+        """A line that stays."""
+        self._end_line()
+        self.stream.write(f"jaxvid: {text}\n")
+        self.stream.flush()
+
+    def close(self):
+        self._end_line()
+
+    def _end_line(self):
+        if self.moves and self.width:
+            self.stream.write("\n")
+            self.stream.flush()
+            self.width = 0
+
+
+def _bar(share: float) -> str:
+    full = round(BAR * min(max(share, 0.0), 1.0))
+    return "[" + "#" * full + "." * (BAR - full) + "]"
+
+
+def clock_time(seconds: float) -> str:
+    """'7 s', '3:05' or '1:02:03'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user asks of a pipeline, checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxvid.story import Story, check_story, check_text
+from jaxvid.types import InputError
+
+MOST_STEPS = 1000
+MOST_VIDEOS = 64
+LONGEST = 3600.0  # seconds, where a checkpoint does not say
+METHODS = ("oneshot", "rollout")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One run: a batch of videos of one length and size.
+
+    stories   per video, what is said from when on (seconds)
+    seeds     per video, 0 .. 2**32 - 1
+    frames    how many frames the result has, exactly
+    single    whether one prompt was given, not a list: then the answer is one clip, not a list
+    """
+
+    stories: tuple[Story, ...]
+    seeds: tuple[int, ...]
+    frames: int
+    fps: float
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    negative: str | None
+    solver: str
+    shift: float
+    method: str
+    dtype: str
+    single: bool
+
+    @property
+    def batch(self) -> int:
+        return len(self.seeds)
+
+    def recipe(self, number: int) -> dict[str, Any]:
+        """Everything that is needed to make video ``number`` again, as plain data."""
+        import jaxvid
+
+        story = self.stories[number]
+        said = {"prompt": story[0][1]} if len(story) == 1 else {"story": [[at, text] for at, text in story]}
+        if self.negative is not None:
+            said["negative"] = self.negative
+        size = {"frames": self.frames, "fps": self.fps, "size": [self.height, self.width]}
+        how = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver, "shift": self.shift}
+        return {
+            **said,
+            "seed": self.seeds[number],
+            "seconds": self.frames / self.fps,
+            **size,
+            **how,
+            "method": self.method,
+            "dtype": self.dtype,
+            "version": jaxvid.__version__,
+        }
+
+
+def make_request(
+    prompt,
+    *,
+    story,
+    seconds,
+    fps,
+    size,
+    seed,
+    num,
+    steps,
+    guidance,
+    negative,
+    solver,
+    method,
+    dtype,
+    serves: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    text_length: int,
+    solvers: Iterable[str],
+    causal: bool = False,
+) -> Request:
+    """Checks a user's arguments against what a checkpoint ``serves`` and fills in its ``defaults``. Raises `InputError`."""
+    fps = _served_fps(fps, serves)
+    height, width = _served_size(size, serves)
+    seconds = number(defaults.get("seconds", 4.0) if seconds is None else seconds, "seconds", above=0)
+    longest = float(serves.get("seconds", LONGEST))
+    if seconds > longest:
+        raise InputError(f"seconds={seconds:g} is more than the {longest:g} that this checkpoint serves; ask for less")
+    frames = round(seconds * fps)
+    if frames < 1:
+        raise InputError(f"seconds={seconds:g} at {fps:g} frames per second is less than one frame; ask for {1 / fps:g} or more")
+
+    stories, single = _stories(prompt, story, frames / fps, text_length)
+    num = whole(num, "num", 1, MOST_VIDEOS)
+    if num > 1:
+        stories, single = tuple(s for s in stories for _ in range(num)), False
+    if len(stories) > MOST_VIDEOS:
+        raise InputError(f"{len(stories)} videos at once are more than {MOST_VIDEOS}; ask for fewer at a time")
+    if method is None:
+        method = defaults.get("method", "oneshot")
+    solver = defaults.get("solver", "euler") if solver is None else solver
+    return Request(
+        stories=stories,
+        seeds=_seeds(seed, len(stories)),
+        frames=frames,
+        fps=fps,
+        height=height,
+        width=width,
+        steps=whole(defaults.get("steps", 20) if steps is None else steps, "steps", 1, MOST_STEPS),
+        guidance=number(defaults.get("guidance", 1.0) if guidance is None else guidance, "guidance", least=0),
+        negative=None if negative is None else check_text(negative, text_length, "negative prompt"),
+        solver=choice(solver, "solver", solvers),
+        shift=number(defaults.get("shift", 1.0), "shift", above=0),
+        method=choice(method, "method", METHODS),
+        dtype=choice(defaults.get("dtype", "float32") if dtype is None else dtype, "dtype", DTYPES),
+        single=single,
+    )
+
+
+def number(value, name: str, *, above: float | None = None, least: float | None = None) -> float:
+    """A finite float, above or at least a bound. Raises `InputError`."""
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise InputError(f"{name}={_short(value)} is of type {type(value).__name__}; give a number")
+    value = float(value)
+    bound = f" greater than {above:g}" if above is not None else f" of at least {least:g}" if least is not None else ""
+    if not math.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
+        raise InputError(f"{name}={value:g} cannot be used; give a finite number{bound}")
+    return value
+
+
+def whole(value, name: str, least: int, most: int) -> int:
+    """An integer in ``least .. most``. Raises `InputError`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}={_short(value)} is of type {type(value).__name__}; give a whole number") from None
+    if not least <= value <= most:
+        raise InputError(f"{name}={_short(value)} is not in {least}..{most}; give a whole number in that range")
+    return value
+
+
+def choice(value, name: str, among: Iterable[str]) -> str:
+    """One of some names. Raises `InputError` with the list."""
+    among = tuple(among)
+    if value not in among:
+        raise InputError(f"{name}={_short(value)} is unknown; choose one of {', '.join(among)}")
+    return value
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 50 else text[:47] + "..."
+
+
+def _served_fps(fps, serves) -> float:
+    rates = [float(rate) for rate in serves["fps"]]
+    if fps is None:
+        return rates[0]
+    fps = number(fps, "fps", above=0)
+    if fps not in rates:
+        raise InputError(f"fps={fps:g} is not served by this checkpoint; choose one of {', '.join(f'{r:g}' for r in rates)}")
+    return fps
+
+
+def _served_size(size, serves) -> tuple[int, int]:
+    sizes = [tuple(int(side) for side in served) for served in serves["sizes"]]
+    if size is None:
+        return sizes[0]
+    if isinstance(size, (list, tuple)) and len(size) == 2:
+        size = tuple(whole(side, "size", 1, 1 << 16) for side in size)
+    else:
+        size = (whole(size, "size", 1, 1 << 16),) * 2
+    if size not in sizes:
+        listed = ", ".join(f"{height}x{width}" for height, width in sizes)
+        raise InputError(f"size={size[0]}x{size[1]} (height x width) is not served by this checkpoint; choose one of {listed}")
+    return size
+
+
+def _stories(prompt, story, seconds, limit) -> tuple[tuple[Story, ...], bool]:
+    """One story per video. A prompt beside a story speaks until the story begins."""
+    if story is not None:
+        if prompt is not None and not isinstance(prompt, str):
+            raise InputError("a list of prompts and a story cannot be combined; give one prompt or none beside a story")
+        entries = list(story) if isinstance(story, Iterable) and not isinstance(story, (str, bytes, Mapping)) else story
+        if prompt is not None and isinstance(entries, list) and entries and _starts(entries[0]):
+            entries = [(0, prompt), *entries]
+        return (check_story(entries, limit, seconds),), True
+    if prompt is None:
+        raise InputError("nothing was asked for; give a prompt or a story")
+    if isinstance(prompt, (list, tuple)):
+        if not prompt:
+            raise InputError("the list of prompts is empty; give at least one")
+        return tuple(((0.0, check_text(text, limit)),) for text in prompt), False
+    return (((0.0, check_text(prompt, limit)),),), True
+
+
+def _starts(entry) -> bool:
+    """Whether a story's first entry leaves room for a prompt before it."""
+    at = entry.get("at") if isinstance(entry, Mapping) else entry[0] if isinstance(entry, (tuple, list)) and entry else None
+    return isinstance(at, (int, float, np.number)) and at > 0
+
+
+def _seeds(seed, count: int) -> tuple[int, ...]:
+    """A seed per video: the given ones, or ``seed, seed + 1, ...`` from a single one."""
+    most = 2**32 - 1
+    if isinstance(seed, (list, tuple, np.ndarray)):
+        seeds = tuple(whole(one, "seed", 0, most) for one in seed)
+        if len(seeds) != count:
+            raise InputError(f"{len(seeds)} seeds were given for {count} videos; give one number or one per video")
+        return seeds
+    first = whole(seed, "seed", 0, most)
+    return tuple((first + i) & most for i in range(count))
+
+
+def read_picture(value, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of ``size`` from a path, a PIL image or an array; resized and cropped to it. Raises `InputError`."""
+    from jaxvid.data.images import fit, read_image
+
+    if isinstance(value, (str, os.PathLike)):
+        return read_image(value, size)
+    if hasattr(value, "convert"):  # a PIL image
+        value = np.asarray(value.convert("RGB"))
+    return fit(_pixels(value, 3, "an image is a path, a PIL image or uint8 [H, W, 3]"), *size)
+
+
+def read_clip(value, fps: float, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [T, H, W, 3] at ``fps`` and of ``size`` from a path, a `Clip` or an array (taken to be at ``fps``)."""
+    from jaxvid.data.decode import read_video
+    from jaxvid.data.images import fit
+
+    if isinstance(value, (str, os.PathLike)):
+        return read_video(value, fps=fps, size=size)[0]
+    if hasattr(value, "frames") and hasattr(value, "fps"):
+        if value.fps != fps:
+            raise InputError(f"the clip has {value.fps:g} frames per second, not {fps:g}; save it and give the file")
+        value = value.frames
+    frames = _pixels(value, 4, "a video is a path, a Clip or uint8 [T, H, W, 3]")
+    return np.stack([fit(frame, *size) for frame in frames])
+
+
+def _pixels(value, axes: int, wanted: str) -> np.ndarray:
+    value = np.asarray(value)
+    if value.dtype != np.uint8 or value.ndim != axes or value.shape[-1] != 3 or not value.size:
+        raise InputError(f"{wanted}; {value.dtype} {list(value.shape)} was given")
+    return value
