@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvid.sampling.noise import STEP, fold, frame_noise, freenoise_indices, seed_keys
+from jaxvid.types import InputError
+
+SHAPE = (3, 5, 7)  # odd, so that vector and remainder lanes of the compiled loop both occur
+draw = jax.jit(frame_noise, static_argnums=(2, 3, 4))
+
+
+def test_bit_equal_alone_in_a_batch_and_in_chunks():
+    keys = seed_keys([7, 8, 9])
+    whole = np.asarray(draw(keys, 0, 11, SHAPE))
+    assert whole.shape == (3, 11, *SHAPE) and whole.dtype == np.float32
+    alone = np.concatenate([draw(keys[i : i + 1], 0, 11, SHAPE) for i in range(3)])
+    assert np.array_equal(whole, alone)
+    pieces = [draw(keys, 0, 4, SHAPE), draw(keys, 4, 7, SHAPE)]
+    assert np.array_equal(whole, np.concatenate(pieces, 1))
+    single = [draw(keys[1:2], i, 1, SHAPE) for i in range(11)]  # one compilation: the place is traced
+    assert np.array_equal(whole[1:2], np.concatenate(single, 1))
+
+
+def test_noise_is_standard_and_distinct():
+    keys = seed_keys([1, 2])
+    x = np.asarray(draw(keys, 5, 40, (16, 16, 4)))
+    assert abs(x.mean()) < 0.01 and abs(x.std() - 1) < 0.01
+    assert not np.array_equal(x[0], x[1]) and not np.array_equal(x[0, 0], x[0, 1])
+    assert not np.array_equal(x, draw(keys, 5, 40, (16, 16, 4), STEP))
+    assert not np.array_equal(x[:, :1], draw(fold(keys, 3), 5, 1, (16, 16, 4)))
+
+
+def test_freenoise_groups_are_permutations():
+    index = np.asarray(freenoise_indices(jax.random.key(0), 32, 16, 4))
+    assert index.dtype == np.int32 and np.array_equal(index[:16], np.arange(16))
+    for group in range(4):
+        assert set(index[16 + 4 * group : 20 + 4 * group]) == set(range(4 * group, 4 * group + 4))
+    for start in range(17):
+        assert len(set(index[start : start + 16])) >= (16 if start % 4 == 0 else 13)
+    assert not np.array_equal(index[16:], np.arange(16))
+
+
+@pytest.mark.parametrize(
+    "frames,window,stride", [(16, 16, 4), (10, 16, 4), (61, 16, 5), (9, 3, 3), (7, 4, 3)]
+)
+def test_freenoise_covers_every_length(frames, window, stride):
+    index = np.asarray(freenoise_indices(jax.random.key(1), frames, window, stride))
+    assert index.shape == (frames,) and index.min() >= 0 and index.max() < window
+    for start in range(
+        0, frames - window, stride
+    ):  # whatever the remainder, aligned windows hold each noise once
+        assert len(set(index[start : start + window])) == window
+    other = np.asarray(freenoise_indices(jax.random.key(2), frames, window, stride))
+    assert frames <= window or stride == 1 or frames < 9 or jnp.any(index != other)
+
+
+def test_freenoise_refuses_a_stride_wider_than_its_window():
+    with pytest.raises(InputError):
+        freenoise_indices(jax.random.key(0), 8, 4, 5)
