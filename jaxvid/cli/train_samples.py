@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of how far a stage is: a reconstruction beside its original, or videos made from the average."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxvid.data.text import decode_text
+from jaxvid.types import InputError
+
+SHOWN = 6  # frames of a clip in a reconstruction picture
+
+
+def reconstruction(stage: Any, state: Any, step: int, folder: str, tracker: Any) -> None:
+    """FOLDER/reconstruction.png: up to two held-out clips, each above what the autoencoder makes of it."""
+    source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
+    x = stage.batches(source, 1)[0][0].x[:2]
+    variables = {'params': state.ema, **state.rest}
+    y = np.asarray(jax.jit(lambda v, x: stage.task.model.apply(v, x)[0])(variables, x))
+    rows = []
+    for original, made in zip(_pixels(x), _pixels(y), strict=True):
+        shown = np.linspace(0, len(original) - 1, min(SHOWN, len(original))).round().astype(int)
+        rows += [np.concatenate(list(clip[shown]), 1) for clip in (original, made)]
+    picture = np.concatenate(rows)
+    _save_image(picture, os.path.join(folder, 'reconstruction.png'))
+    _save_image(picture, os.path.join(folder, 'samples', f'{step:07}.png'))
+    beside = np.concatenate([_pixels(x)[0], _pixels(y)[0]], 2)
+    tracker.video(step, 'reconstruction', beside, stage.fps)
+
+
+def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Callable[[str], None]) -> None:
+    """FOLDER/samples/STEP-N.mp4 for the prompts of the config, or for captions that are not trained on.
+
+    ``samples.extend`` > 0 goes on from so many first frames of a held-out clip instead of making one from nothing.
+    """
+    from jaxvid.cli.train_stage import pipeline_spec
+    from jaxvid.pipeline import Pipeline
+
+    options = dict(stage.node.get('samples') or {})
+    if options.get('never'):
+        return
+    source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
+    shape = stage.buckets[0].shape(stage.fps)
+    video, cond = stage.batches(source, 1)[0]
+    prompts = tuple(options.get('prompts') or ()) or tuple(
+        decode_text(t) for t in cond['tokens'][: int(options.get('count', 2)), 0]
+    )
+    seconds = float(options.get('seconds', shape.frames / stage.fps))
+    params = jax.tree.map(np.asarray, state.ema)
+    pipe = Pipeline(pipeline_spec(stage), params, stage.codec.variables)
+    extend = int(options.get('extend', 0))
+    for i, prompt in enumerate(prompts):
+        given = {'video': _pixels(video.x)[i % len(video.x)][:extend]} if extend else {}
+        try:
+            clip = pipe(prompt or 'a video', seconds=seconds, seed=i, **given)
+        except (InputError, FloatingPointError) as e:
+            # A sample is a picture of the training, not a part of it.
+            say(f'no sample at step {step}: {e}')
+            return
+        clip.save(os.path.join(folder, 'samples', f'{step:07}-{i}.mp4'))
+        if i == 0:
+            clip.contact_sheet(os.path.join(folder, 'sample.png'))
+        tracker.video(step, f'sample/{i}', np.asarray(clip.frames), clip.fps)
+
+
+def _pixels(x: Any) -> np.ndarray:
+    return np.round((np.clip(np.asarray(x, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def _save_image(picture: np.ndarray, path: str) -> None:
+    Image.fromarray(picture).save(path + '.part', 'PNG')
+    os.replace(path + '.part', path)

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One stage of a training run: what its config says, made and run.
+
+A stage has
+
+    task       call(DiffusionTask | AutoencoderTask, ...)
+    source     call(...) of a source of clips, and held_out, the same for clips that are not trained on (or None)
+    data       call(batches, buckets=..., fps=..., seed=...): everything but the source
+    optimizer  call(adamw, ...) or any optax transformation
+    train      call(Settings, steps=..., ...)
+    evaluate   dict(batches=4): how much of held_out is looked at
+
+and, a stage that learns latents, also
+
+    codec      'shipped', an earlier stage, or the directory of a codec, a bundle or a run
+    latents    dict(size=None, batch=8, prefill=True, dir=None): the cache of latents
+    samples    dict(prompts=(...), seconds=2.0, extend=0): videos made from the average while training
+    serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
+
+while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxvid.cli.codec import Codec, with_statistics, write_text
+from jaxvid.config import build, to_json
+from jaxvid.data.latents import LatentSource
+from jaxvid.data.pipeline import fixed_batches
+from jaxvid.io.checkpoint import SPEC, Checkpoints
+from jaxvid.io.weights import load_weights, restore_into
+from jaxvid.sharding import put_batch
+from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
+from jaxvid.training.step import TrainState, make_eval_step
+from jaxvid.training.trackers import TensorBoard, Trackers, Wandb
+from jaxvid.types import InputError
+
+NEEDED = ('task', 'source', 'data', 'optimizer', 'train')
+OPTIONAL = ('held_out', 'evaluate', 'codec', 'latents', 'samples', 'serve', 'statistics', 'init')
+
+
+
+@dataclasses.dataclass
+class Stage:
+    """A stage with everything built. ``data`` is an open iterator."""
+
+    name: str
+    node: Any
+    task: Any
+    optimizer: Any
+    settings: Settings
+    data: Any
+    raw: Any  # a source of pixels
+    source: Any  # what `data` reads: raw, or its latents
+    held_out: Any  # the same for clips that are not trained on, or None
+    raw_held_out: Any
+    codec: Codec | None
+    buckets: tuple[Any, ...]
+    fps: float
+
+    def batches(self, source: Any, count: int) -> list[Any]:
+        """The first batches of a source, in the first bucket, the same every time."""
+        options = {k: self.node.data[k] for k in ('text_length', 'spans', 'frames_multiple') if k in self.node.data}
+        return list(fixed_batches(source, self.buckets[0], count, fps=self.fps, **options))
+
+
+def check_stage(name: str, node: Any) -> None:
+    """The keys of a stage's config, before anything is built."""
+    for key in NEEDED:
+        if key not in node:
+            raise InputError(f'stages.{name} has no {key}; a stage has {", ".join(NEEDED)}')
+    for key in node:
+        if key not in NEEDED + OPTIONAL:
+            near = difflib.get_close_matches(key, NEEDED + OPTIONAL, 1)
+            hint = f'did you mean {near[0]!r}?' if near else f'it may have {", ".join(NEEDED + OPTIONAL)}'
+            raise InputError(f'stages.{name} has no option {key!r}; {hint}')
+
+
+def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
+    """Builds a stage; ``cache`` is the directory of latents."""
+    task, optimizer, settings = build(node.task), build(node.optimizer), build(node.train)
+    if not isinstance(settings, Settings):
+        raise InputError(f'stages.{name}.train is {type(settings).__name__}; write call(Settings, steps=...)')
+    buckets, fps = build(node.data.buckets), float(node.data.fps)
+    raw = build(node.source)
+    raw_held_out = build(node.held_out) if node.get('held_out') else None
+    for what, found in (('source', raw), ('held_out', raw_held_out)):
+        if found is not None and len(found) == 0:
+            raise InputError(f'stages.{name}.{what} has no clips; point it at a place with videos')
+    source, held_out = raw, raw_held_out
+    if codec is not None:
+        options = dict(node.get('latents') or {})
+        cache = options.get('dir') or cache
+        held_size = None if raw_held_out is None else min(len(raw_held_out), 4096)
+
+        def latents(source: Any, size: int | None) -> LatentSource:
+            return LatentSource(
+                source, codec.encode, codec.key, cache, time_factor=codec.model.time_factor, size=size
+            )
+
+        source = latents(raw, options.get('size'))
+        held_out = None if raw_held_out is None else latents(raw_held_out, held_size)
+    processes = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    data = build(node.data, None, source=source, buckets=buckets, **processes)
+    return Stage(name, node, task, optimizer, settings, data, raw, source, held_out, raw_held_out, codec, buckets, fps)
+
+
+def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
+    """The held-out loss of the averaged parameters: same clips, same noise, every time."""
+    count = int((stage.node.get('evaluate') or {}).get('batches', 4))
+
+    def made(shardings: TrainState) -> Evaluate:
+        run = make_eval_step(stage.task, mesh, shardings)
+        batches = stage.batches(stage.held_out, count)
+
+        def evaluate(state: TrainState, step: int) -> dict[str, float]:
+            rows = []
+            for i, batch in enumerate(batches):
+                metrics = run(state.ema, state.rest, put_batch(batch, mesh), jax.random.key(i))
+                rows.append(jax.device_get(metrics))
+            names = [k for k in rows[0] if not k.startswith('frames_')]
+            return {k: float(np.mean([row[k] for row in rows])) for k in names}
+
+        return evaluate
+
+    return made
+
+
+def pipeline_spec(stage: Stage) -> dict[str, Any]:
+    """What a pipeline must know to be made from this stage; see `jaxvid.io.bundle`."""
+    node = stage.node
+    sizes = sorted({(b.height, b.width) for b in stage.buckets})
+    serve = dict(node.get('serve') or {})
+    longest = max(b.frames for b in stage.buckets) / stage.fps
+    serves = {'sizes': [list(s) for s in sizes], 'fps': [stage.fps], 'seconds': serve.pop('longest', 600.0)}
+    return {
+        'model': node.task.model,
+        'vae': stage.codec.node if stage.codec else None,
+        'process': node.task.process,
+        'serves': serves,
+        'defaults': {'seconds': round(longest, 3), **serve},
+        'text_length': int(node.data.get('text_length', 96)),
+    }
+
+
+def train_stage(
+    stage: Stage,
+    workdir: str,
+    mesh: Any,
+    *,
+    seed: int,
+    meta: Mapping[str, Any],
+    trackers: Mapping[str, Any],
+    show: Progress,
+    say: Callable[[str], None],
+) -> tuple[Result, dict[str, Any]]:
+    """Trains a stage in WORKDIR/NAME; returns the result and what there is to report of it."""
+    folder = os.path.join(workdir, stage.name)
+    with Checkpoints(os.path.join(folder, 'checkpoints'), stage.settings.keep) as checkpoints:
+        if stage.codec is not None:
+            write_text(os.path.join(folder, SPEC), to_json(pipeline_spec(stage)))
+            prefill(stage, show)
+        followers = [TensorBoard(os.path.join(folder, 'tensorboard'))]
+        if trackers.get('wandb'):
+            followers.append(Wandb(trackers['wandb'], folder, meta))
+        tracker = Trackers(followers)
+        try:
+            result = run(
+                stage.task,
+                stage.optimizer,
+                stage.data,
+                mesh,
+                stage.settings,
+                checkpoints,
+                seed=seed,
+                meta=meta,
+                evaluate=None if stage.held_out is None else evaluator(stage, mesh),
+                sample=sampler(stage, folder, tracker, say),
+                tracker=tracker,
+                progress=show,
+                say=say,
+                prepare=starter(stage),
+            )
+        finally:
+            tracker.close()
+    report = {'stage': stage.name, 'step': result.step, 'history': result.history, 'times': result.times}
+    return result, report
+
+
+def starter(stage: Stage) -> Callable[[TrainState], TrainState] | None:
+    """Begins from the weights that ``init`` names instead of random ones."""
+    if not stage.node.get('init'):
+        return None
+
+    def prepare(state: TrainState) -> TrainState:
+        loaded = load_weights(stage.node.init)
+        params = restore_into(state.params, loaded.get('params', loaded), stage.node.init)
+        rest = {k: restore_into(v, loaded[k], stage.node.init) if k in loaded else v for k, v in state.rest.items()}
+        return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=rest)
+
+    return prepare
+
+
+def prefill(stage: Stage, show: Progress) -> None:
+    """Encodes what training and evaluation will read, where the config does not say otherwise."""
+    options = dict(stage.node.get('latents') or {})
+    shapes = [b.shape(stage.fps) for b in stage.buckets]
+    batch = int(options.get('batch', 8))
+    if options.get('prefill', True):
+        stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, 'latents'))
+    if stage.held_out is not None:
+        count = int((stage.node.get('evaluate') or {}).get('batches', 4)) * stage.buckets[0].batch
+        indices = range(min(count, len(stage.held_out)))
+        stage.held_out.prefill(shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, 'latents'))
+
+
+def sampler(
+    stage: Stage, folder: str, tracker: Any, say: Callable[[str], None]
+) -> Callable[[TrainState, int], None]:
+    """Pictures of how far the stage is, in FOLDER/samples."""
+    from jaxvid.cli import train_samples
+
+    os.makedirs(os.path.join(folder, 'samples'), exist_ok=True)
+    if stage.codec is None:
+        return lambda state, step: train_samples.reconstruction(stage, state, step, folder, tracker)
+    return lambda state, step: train_samples.videos(stage, state, step, folder, tracker, say)
+
+
+def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:
+    """The trained autoencoder with the statistics of its latents, written to WORKDIR/NAME."""
+    variables = jax.tree.map(np.asarray, {'params': state.ema, **state.rest})
+    codec = Codec(stage.node.task.model, stage.task.model, variables)
+    clips = int(stage.node.get('statistics') or 256)
+    bucket = max(stage.buckets, key=lambda b: b.frames)
+    codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips)
+    codec.save(os.path.join(workdir, stage.name))
+    return codec
