@@ -23,14 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvid.ops import masks
-from jaxvid.ops.pick import pick, refuses
+from jaxvid.ops.pick import pick, platform, refuses
 
 Array = Any
 
-NO_KEYS = -1e30  # the log-sum-exp of a row without keys: finite, so that merging two partial results has no NaN
+NO_KEYS = -1e30  # the log-sum-exp of a row without keys: finite, so that merging partial results has no NaN
 BLOCK = 512  # tokens of a tile's sides
 SMALL = 2**22  # up to this many scores (all heads of the batch together) the plain form is faster
-GROUPS = 8  # query blocks are put in so many groups of like reach; within a group all see equally many key blocks
+GROUPS = (
+    8  # query blocks form so many groups of like reach; within a group all walk over equally many key blocks
+)
 
 
 def attention(
@@ -50,7 +52,9 @@ def attention(
 
     Raises ValueError on shapes that do not fit, NotImplementedError when the named implementation refuses.
     """
-    return attention_with_lse(q, k, v, mask=mask, implementation=implementation, q_offset=q_offset, lse=False)[0]
+    return attention_with_lse(
+        q, k, v, mask=mask, implementation=implementation, q_offset=q_offset, lse=False
+    )[0]
 
 
 def attention_with_lse(
@@ -102,7 +106,7 @@ def chunked(q, k, v, mask, q_offset, lse):
     @jax.checkpoint
     def tile(carry, key_block, q_tile, q_index):
         top, total, out = carry
-        k_index = key_block * k_block + jnp.arange(k_block)  # key_block is -1 where there is nothing left to see
+        k_index = key_block * k_block + jnp.arange(k_block)  # key_block is -1 when there is none left to see
         at = jnp.maximum(key_block, 0)
         scores = _scores(q_tile, jax.lax.dynamic_index_in_dim(k_tiles, at, 0, keepdims=False))
         inside = jnp.clip(k_index, 0, k_len - 1)
@@ -118,15 +122,23 @@ def chunked(q, k, v, mask, q_offset, lse):
     def row(q_tile, block, key_blocks):
         q_index = block * q_block + jnp.arange(q_block)
         shape = (q.shape[0], *heads, q_block)
-        empty = (jnp.full(shape, NO_KEYS, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, v.shape[-1]), dtype))
-        body = lambda carry, key_block: (tile(carry, key_block, q_tile, q_index), None)  # noqa: E731
-        return _finish(*jax.lax.scan(body, empty, key_blocks)[0], q_tile, lse)
+        empty = (
+            jnp.full(shape, NO_KEYS, dtype),
+            jnp.zeros(shape, dtype),
+            jnp.zeros((*shape, v.shape[-1]), dtype),
+        )
+        sums, _ = jax.lax.scan(
+            lambda sums, key_block: (tile(sums, key_block, q_tile, q_index), None), empty, key_blocks
+        )
+        return _finish(*sums, q_tile, lse)
 
     outs, logs = [], []
     for first, table in _reach(mask, q_offset, q_len, k_len, q_block, k_block):
         rows = slice(first, first + len(table))
         number = jnp.arange(rows.start, rows.stop)
-        _, (out, log) = jax.lax.scan(lambda _, a: (None, row(*a)), None, (q_tiles[rows], number, jnp.asarray(table)))
+        _, (out, log) = jax.lax.scan(
+            lambda _, a: (None, row(*a)), None, (q_tiles[rows], number, jnp.asarray(table))
+        )
         outs.append(out)
         logs.append(log)
 
@@ -141,10 +153,12 @@ def cudnn(q, k, v, mask, q_offset, lse):
     """cuDNN's flash attention through jax.nn, for the masks that it can name."""
     if q.dtype not in (jnp.float16, jnp.bfloat16):
         raise NotImplementedError(f"cudnn takes float16 and bfloat16, not {q.dtype}")
-    if jax.default_backend() != "gpu":
+    if platform() != "gpu":
         raise NotImplementedError("cudnn runs on NVIDIA GPUs only")
     if q.shape[-1] % 8 or q.shape[-1] > 128 or v.shape[-1] != q.shape[-1]:
-        raise NotImplementedError(f"cudnn takes head widths that are multiples of 8 up to 128, not {q.shape[-1]}")
+        raise NotImplementedError(
+            f"cudnn takes head widths that are multiples of 8 up to 128, not {q.shape[-1]}"
+        )
     if lse:
         raise NotImplementedError("cudnn does not return the log-sum-exp here")
     if not isinstance(q_offset, int) or q_offset:
