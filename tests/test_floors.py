@@ -2,6 +2,7 @@
 """The plan of the house: who may import whom, and what may stand where. What is not written here is forbidden."""
 
 import ast
+import functools
 import pathlib
 import re
 
@@ -98,8 +99,20 @@ def imports(nodes) -> list[str]:
     return names
 
 
+@functools.cache
 def tree_of(path: pathlib.Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@functools.cache
+def nodes_of(path: pathlib.Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree_of(path)))
+
+
+@functools.cache
+def spelled(node: ast.Attribute) -> str:
+    """`a.b.c` as it is written."""
+    return ast.unparse(node)
 
 
 def short(path: pathlib.Path) -> str:
@@ -145,7 +158,7 @@ def test_every_import_goes_down():
             continue  # the face: see test_the_face_is_lazy
         bad += [
             f"{short(path)} imports {name}"
-            for name in wrong_imports(module_of(path), imports(ast.walk(tree_of(path))))
+            for name in wrong_imports(module_of(path), imports(nodes_of(path)))
         ]
     assert not bad, "\n".join(bad)
 
@@ -197,7 +210,7 @@ def test_absolute_imports_only():
     bad = [
         f"{short(path)}:{node.lineno}"
         for path in sources(*TOPS)
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert not bad, f"relative imports: {bad}"
@@ -209,10 +222,10 @@ def test_only_where_it_belongs(name):
     for path in sources(*LIBRARY):
         if allowed(path, ONLY_IN[name]):
             continue
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             used = imports([node])
             if isinstance(node, ast.Attribute):
-                used = [ast.unparse(node)]
+                used = [spelled(node)]
             if any(inside(one, name) or one.endswith(f"xla_bridge.{name.split('.')[-1]}") for one in used):
                 bad.append(f"{short(path)}:{node.lineno} uses {name}")
     assert not bad, "\n".join(bad)
@@ -221,7 +234,7 @@ def test_only_where_it_belongs(name):
 def test_nothing_is_unpickled():
     bad = []
     for path in sources(*LIBRARY):
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if (
                 isinstance(node, ast.keyword)
                 and node.arg == "allow_pickle"
@@ -235,7 +248,7 @@ def test_no_asserts_in_the_library():
     bad = [
         f"{short(path)}:{node.lineno}"
         for path in sources(*SHIPPED)
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.Assert)
     ]
     assert not bad, f"an assert vanishes under -O and names no remedy; raise instead: {bad}"
@@ -245,7 +258,7 @@ def test_no_bare_except():
     bad = [
         f"{short(path)}:{node.lineno}"
         for path in sources(*TOPS)
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.ExceptHandler) and node.type is None
     ]
     assert not bad, f"bare except: {bad}"
@@ -301,3 +314,19 @@ def test_the_paper_shows_the_same_table():
         assert paper[room] == may, (
             f"{room}: ARCHITECTURE.md says {sorted(paper[room])}, the test {sorted(may)}"
         )
+
+
+@pytest.mark.parametrize("paper", ["ARCHITECTURE.md", "README.md", "CONTRIBUTING.md"])
+def test_the_papers_name_files_that_exist(paper):
+    text = (ROOT / paper).read_text()
+    text = text[: text.find("## How to add one thing")] if "## How to add one thing" in text else text
+    files = {short(path) for path in sources(*TOPS)}
+    named = set(re.findall(r"`([\w/]+\.py)`", text)) | set(
+        re.findall(r"\b((?:jaxvid|configs|tests|colab)/[\w/]+\.py)", text)
+    )
+    named -= FORBIDDEN_NAMES
+    lost = [name for name in named if not any(file == name or file.endswith(f"/{name}") for file in files)]
+    assert not lost, f"{paper} names files that are not there: {sorted(lost)}"
+    links = re.findall(r"\]\(([\w./-]+)\)", text)
+    lost = [link for link in links if not (ROOT / link).exists()]
+    assert not lost, f"{paper} links to what is not there: {lost}"
