@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxvid.nn.embed import LevelEmbed
-from jaxvid.nn.layers import Linear, named
+from jaxvid.nn.layers import Linear, along, named
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.cross import Cross
 from jaxvid.nn.mixers.mate import mate
@@ -68,7 +68,7 @@ class VideoDiT(nn.Module):
 
         tokens = patchify(x, self.patch).astype(dtype)
         h = Linear(self.width, (None, "embed"), name="patch_in")(tokens)
-        h = h + jnp.asarray(sincos_grid(*h.shape[2:4], self.width), dtype)
+        h = h + jnp.asarray(sincos_grid(*h.shape[2:4], self.width), dtype)[None, None]
 
         text, pooled = self._text(cond, batch, frames)
         level = LevelEmbed(self.width, name="level")(t)
@@ -76,7 +76,7 @@ class VideoDiT(nn.Module):
         mark = self.param("given", named(nn.initializers.normal(0.02), "embed"), (self.width,), jnp.float32)
         given = cond.get("given")
         if given is not None:
-            level = level + given[..., None].astype(jnp.float32) * mark
+            level = level + given[..., None].astype(jnp.float32) * along(mark, level)
         level = nn.silu(level)[:, :: self.patch[0]]
         init = nn.initializers.normal(0.02)
         shared = Linear(6 * self.width, ("embed", "mlp"), init=init, name="modulation")(level)
@@ -96,15 +96,15 @@ class VideoDiT(nn.Module):
         null = self.param("null", named(nn.initializers.normal(1.0), None), (self.text_width,), jnp.float32)
         text, mask = cond.get("text"), cond.get("text_mask")
         if text is None:
-            text = jnp.broadcast_to(null, (batch, 1, 1, self.text_width))
+            text = jnp.broadcast_to(null[None, None, None], (batch, 1, 1, self.text_width))
             mask = jnp.ones((batch, 1, 1), bool)
         elif text.ndim != 4 or text.shape[-1] != self.text_width or text.shape[0] != batch:
             raise InputError(f"text has shape {text.shape}; wanted [B={batch}, spans, tokens, {self.text_width}]")
         mask = jnp.ones(text.shape[:3], bool) if mask is None else mask
         if "drop" in cond and cond.get("text") is not None:
             drop = cond["drop"][:, None, None]
-            text = jnp.where(drop[..., None], null.astype(text.dtype), text)
-            mask = jnp.where(drop, jnp.arange(mask.shape[-1]) == 0, mask)
+            text = jnp.where(drop[..., None], along(null, text), text)
+            mask = jnp.where(drop, jnp.arange(mask.shape[-1])[None, None] == 0, mask)
         span = cond.get("span")
         span = jnp.zeros((batch, frames), jnp.int32) if span is None else span
         weight = mask[..., None].astype(jnp.float32)
@@ -113,12 +113,26 @@ class VideoDiT(nn.Module):
         return {"text": text, "mask": mask, "span": span}, pooled
 
 
-def lingen(width=192, repeats=2, *, window=(8, 4, 4), review=(2, 2, 2), head=32, state=32, expand=2, chunk=64, **kw):
-    """A LinGen backbone of ``4 * repeats`` layers: all four scan orders, windows shifted in odd layers."""
-    mixers = tuple(
-        mate(k, window=tuple(window), review=review and tuple(review), head=head, state=state, expand=expand, chunk=chunk)
-        for k in range(4)
-    )
+def lingen(
+    width=192,
+    repeats=2,
+    *,
+    window=(8, 4, 4),
+    review=(2, 2, 2),
+    head=32,
+    scan_head=64,
+    state=32,
+    expand=2,
+    chunk=64,
+    **kw,
+):
+    """A LinGen backbone of ``4 * repeats`` layers: all four scan orders, windows shifted in odd layers.
+
+    ``head`` is the head width of attention, ``scan_head`` that of the scan; the rest goes to `VideoDiT`.
+    """
+    shape = dict(head=scan_head, window_head=head, state=state, expand=expand, chunk=chunk)
+    window, review = tuple(window), tuple(review) if review else None
+    mixers = tuple(mate(k, window=window, review=review, **shape) for k in range(4))
     return VideoDiT(mixers=mixers, repeats=repeats, width=width, head=head, **kw)
 
 

@@ -14,7 +14,7 @@ from jaxvid.nn.layers import Linear
 def sinusoid(t: Float[Array, "..."], channels: int, scale: float = 1000.0) -> Float[Array, "... channels"]:
     """cos and sin of ``scale * t`` at geometric rates from 1 to 1/10000."""
     rates = np.exp(-np.log(1e4) * np.arange(channels // 2) / (channels // 2)).astype(np.float32)
-    angles = scale * t.astype(jnp.float32)[..., None] * rates
+    angles = scale * t.astype(jnp.float32)[..., None] * rates.reshape((1,) * t.ndim + (-1,))
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
 
 

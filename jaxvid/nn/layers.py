@@ -26,6 +26,11 @@ def uniform_fan_in(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def along(vector: Float[Array, "D"], x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """A vector over the last axis, ready to meet ``x``: in its dtype and, broadcasting being said, of its rank."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class Linear(nn.Module):
     """x[..., D] -> [..., features]."""
 
@@ -40,7 +45,7 @@ class Linear(nn.Module):
         y = x @ kernel.astype(x.dtype)
         if self.bias:
             bias = self.param("bias", named(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32)
-            y = y + bias.astype(x.dtype)
+            y = y + along(bias, y)
         return y
 
 
@@ -61,7 +66,8 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = self.param("scale", named(nn.initializers.ones, None), (x.shape[-1],), jnp.float32)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return (wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps) * scale).astype(x.dtype)
+        unit = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        return (unit * along(scale, wide)).astype(x.dtype)
 
 
 class FeedForward(nn.Module):

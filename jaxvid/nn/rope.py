@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 
 def split_axes(head_width: int) -> tuple[int, int, int]:
@@ -19,7 +19,7 @@ def split_axes(head_width: int) -> tuple[int, int, int]:
     return head_width - 2 * side, side, side
 
 
-def rotary_table(positions: Float[np.ndarray, "L 3"], head_width: int, theta: float = 100.0) -> np.ndarray:
+def rotary_table(positions: Real[np.ndarray, "L 3"], head_width: int, theta: float = 100.0) -> np.ndarray:
     """Angles [L, head_width / 2] for integer (frame, row, column) positions.
 
     ``theta`` is small because a window is: the slowest channel turns once in a few hundred positions.
@@ -40,7 +40,7 @@ def grid_positions(frames: int, rows: int, columns: int, first_frame: int = 0) -
 
 def rotate(x: Float[Array, "B L H K"], angles) -> Float[Array, "B L H K"]:
     """Turns neighbouring pairs of channels by ``angles [L, K/2]``, in float32."""
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)

@@ -37,7 +37,7 @@ class Layer(nn.Module):
         width = x.shape[-1]
         init = nn.initializers.normal(width**-0.5)
         table = self.param("table", named(init, None, "embed"), (6, width), jnp.float32)
-        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(level + table, 2, 0)
+        shift1, scale1, gate1, shift2, scale2, gate2 = jnp.moveaxis(level + table[None, None], 2, 0)
         gate1, gate2 = (g[:, :, None, None].astype(x.dtype) for g in (gate1, gate2))
         mixed, memory = self.mixer.copy(name="mixer")(modulate(x, shift1, scale1), memory)
         x = x + gate1 * mixed

@@ -35,9 +35,9 @@ def causal_conv1d(
         memory = jnp.zeros((x.shape[0], taps - 1, x.shape[2]), x.dtype)
     x = jnp.concatenate([memory.astype(x.dtype), x], axis=1)
     kernel = kernel.astype(x.dtype)
-    y = sum(x[:, k : k + length] * kernel[k] for k in range(taps))
+    y = sum(x[:, k : k + length] * kernel[k][None, None] for k in range(taps))
     if bias is not None:
-        y = y + bias.astype(x.dtype)
+        y = y + bias.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
     return y, x[:, x.shape[1] - (taps - 1) :]
 
 

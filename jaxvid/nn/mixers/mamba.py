@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxvid.nn.layers import Linear, RMSNorm, named, uniform_fan_in
+from jaxvid.nn.layers import Linear, RMSNorm, along, named, uniform_fan_in
 from jaxvid.ops.conv import causal_conv1d
 from jaxvid.ops.ssd import ssd
 from jaxvid.types import InputError
@@ -131,7 +131,7 @@ class Mamba(nn.Module):
             n, length = seq.shape[:2]
             y, state = ssd(
                 v.reshape(n, length, heads, self.head),
-                jax.nn.softplus(dt.astype(a.dtype) + dt_bias),
+                jax.nn.softplus(dt.astype(a.dtype) + along(dt_bias, dt).astype(a.dtype)),
                 a,
                 b.reshape(n, length, self.groups, self.state),
                 c.reshape(n, length, self.groups, self.state),
