@@ -59,6 +59,7 @@ def reconstruction_loss(
     posterior: Any,
     *,
     l1: float = 1.0,
+    l2: float = 0.0,
     haar: float = 0.1,
     gradient: float = 0.1,
     structure: float = 0.1,
@@ -70,12 +71,15 @@ def reconstruction_loss(
     """The weighted sum of all terms, and every term by name (unweighted), with the PSNR.
 
     ``recon`` is not clipped; ``posterior`` has ``mean`` and ``logvar`` [B, F, h, w, z]; frames where ``ok`` [B, T] is
-    False do not count. ``structure`` weighs 1 - MS-SSIM. ``perceptual(x, recon)`` takes frames [N, H, W, C] in [-1, 1]
+    False do not count. ``l2`` (mean square) makes small objects on plain ground count early, which L1 passes over.
+    ``structure`` weighs 1 - MS-SSIM. ``perceptual(x, recon)`` takes frames [N, H, W, C] in [-1, 1]
     and gives a distance for each, [N]. A weight of 0 leaves a term out of the computation.
     """
     x, recon = x.astype(jnp.float32), recon.astype(jnp.float32)
     ok = jnp.ones(x.shape[:2], bool) if ok is None else ok
-    terms: dict[str, tuple[float, Array]] = {"l1": (l1, mean_over(jnp.abs(x - recon), ok))}
+    terms: dict[str, tuple[float, Any]] = {"l1": (l1, mean_over(jnp.abs(x - recon), ok))}
+    if l2:
+        terms["l2"] = l2, mean_over(jnp.square(x - recon), ok)
     if haar:
         terms["haar"] = haar, haar_loss(x, recon, ok)
     if gradient:
@@ -88,6 +92,6 @@ def reconstruction_loss(
     if posterior is not None:
         divergence = kl_to_unit(posterior.mean, posterior.logvar)
         terms["kl"] = kl, mean_over(divergence, latent_ok(ok, divergence.shape[1]))
-    total = sum(weight * value for weight, value in terms.values())
+    total = sum((weight * value for weight, value in terms.values()), jnp.zeros(()))
     metrics = {name: value for name, (_, value) in terms.items()}
     return total, metrics | {"psnr": mean_over(psnr(x, jnp.clip(recon, -1.0, 1.0)), ok)}

@@ -7,6 +7,7 @@ bit for bit. The key is folded with the step and never split.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ def init_state(task: Any, optimizer: Any, key: Array, batch: Any) -> TrainState:
     """The state before step 0. Pure, so that it can be jitted with shardings or only evaluated for shapes."""
     init, run = jax.random.split(key)
     variables = nn.unbox(dict(task.init(init, batch)))
-    params = variables.pop('params')
+    params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -56,7 +57,7 @@ def state_sharding(mesh: Mesh, task: Any, optimizer: Any, batch: Any) -> tuple[T
     Optimizer moments lie where their parameters lie; everything else is copied.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(lambda k, b: dict(task.init(k, b))['params'], key, batch)
+    boxed = jax.eval_shape(lambda k, b: dict(task.init(k, b))["params"], key, batch)
     places = params_sharding(mesh, boxed)
     shapes = jax.eval_shape(lambda k, b: init_state(task, optimizer, k, b), key, batch)
     everywhere = replicated(mesh)
@@ -74,7 +75,9 @@ def state_sharding(mesh: Mesh, task: Any, optimizer: Any, batch: Any) -> tuple[T
     )
 
 
-def make_init(task: Any, optimizer: Any, mesh: Mesh, shardings: TrainState) -> Callable[[Array, Any], TrainState]:
+def make_init(
+    task: Any, optimizer: Any, mesh: Mesh, shardings: TrainState
+) -> Callable[[Array, Any], TrainState]:
     """Jitted `init_state`, made where it shall lie."""
     return jax.jit(
         lambda key, batch: init_state(task, optimizer, key, batch),
@@ -94,19 +97,19 @@ def make_train_step(
     is counted in ``skipped``.
     """
     if not 0 <= ema < 1:
-        raise InputError(f'ema={ema} is not a decay; give a number from 0 up to, not including, 1')
+        raise InputError(f"ema={ema} is not a decay; give a number from 0 up to, not including, 1")
     if accumulate < 1:
-        raise InputError(f'accumulate={accumulate} parts are none; give 1 or more')
+        raise InputError(f"accumulate={accumulate} parts are none; give 1 or more")
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
         def loss(params: Params, part: Any, key: Array) -> tuple[Array, dict[str, Array]]:
-            return task.loss({'params': params, **state.rest}, part, key)
+            return task.loss({"params": params, **state.rest}, part, key)
 
         grads, metrics = _gradient(loss, state.params, batch, key, accumulate)
         norm = optax.global_norm(grads)
-        ok = jnp.isfinite(norm) & jnp.isfinite(metrics['loss'])
+        ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         good = (state.step - state.skipped).astype(jnp.float32)
@@ -119,11 +122,11 @@ def make_train_step(
             (state.params, state.ema, state.opt_state),
         )
         skipped = state.skipped + (~ok).astype(jnp.int32)
-        metrics = {**metrics, 'grad_norm': norm, 'skipped': skipped}
-        if hasattr(optimizer, 'rate'):
-            metrics['rate'] = jnp.asarray(optimizer.rate(state.step - state.skipped), jnp.float32)
-        state = state.replace(
-            step=state.step + 1, params=params, ema=average, opt_state=opt_state, skipped=skipped
+        metrics = {**metrics, "grad_norm": norm, "skipped": skipped}
+        if hasattr(optimizer, "rate"):
+            metrics["rate"] = jnp.asarray(optimizer.rate(state.step - state.skipped), jnp.float32)
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, ema=average, opt_state=opt_state, skipped=skipped
         )
         return state, metrics
 
@@ -140,14 +143,14 @@ def make_eval_step(
 ) -> Callable[[Params, Any, Any, Array], dict[str, Array]]:
     """``evaluate(params, rest, batch, key) -> metrics``: the loss without learning."""
     return jax.jit(
-        lambda params, rest, batch, key: _with_loss(*task.loss({'params': params, **rest}, batch, key)),
+        lambda params, rest, batch, key: _with_loss(*task.loss({"params": params, **rest}, batch, key)),
         in_shardings=(shardings.params, shardings.rest, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
 
 def _with_loss(loss: Array, metrics: dict[str, Array]) -> dict[str, Array]:
-    return {**metrics, 'loss': loss}
+    return {**metrics, "loss": loss}
 
 
 def _gradient(
@@ -160,10 +163,14 @@ def _gradient(
         return grads, _with_loss(value, metrics)
     size = jax.tree.leaves(batch)[0].shape[0]
     if size % accumulate:
-        raise InputError(f'a batch of {size} does not divide into accumulate={accumulate} parts; use a multiple')
+        raise InputError(
+            f"a batch of {size} does not divide into accumulate={accumulate} parts; use a multiple"
+        )
 
     # Part i takes rows i, i + accumulate, ...: every device keeps working on its own rows.
-    parts = jax.tree.map(lambda x: x.reshape(size // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+    parts = jax.tree.map(
+        lambda x: x.reshape(size // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
         i, rows = part

@@ -39,14 +39,14 @@ class TensorBoard:
     def __init__(self, directory: str | os.PathLike[str]):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(os.fspath(directory))
+        self._writer: Any = SummaryWriter(os.fspath(directory))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
         # add_video of tensorboardX wants moviepy and an ffmpeg binary; an image summary may hold a GIF as it is.
         image = Summary.Image(
