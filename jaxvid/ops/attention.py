@@ -75,7 +75,8 @@ def attention_with_lse(
     mask = masks.as_mask(mask)
     _check(q, k, v, mask)
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1]
-    plain = ("reference",) if scores <= SMALL else ("chunked",)
+    one_tile = max(q.shape[1], k.shape[1]) <= BLOCK  # many small windows: tiles would save nothing
+    plain = ("reference",) if scores <= SMALL or one_tile else ("chunked",)
     order = {"gpu": ("cudnn", *plain), "default": plain}
     return pick("attention", IMPLEMENTATIONS, order, implementation)(q, k, v, mask, q_offset, lse)
 

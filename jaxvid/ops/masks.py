@@ -66,7 +66,9 @@ def _combined(cls):
     cls = dataclasses.dataclass(frozen=True)(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     parts = [n for n in names if n in ("a", "b", "mask")]
-    return jax.tree_util.register_dataclass(cls, data_fields=parts, meta_fields=[n for n in names if n not in parts])
+    return jax.tree_util.register_dataclass(
+        cls, data_fields=parts, meta_fields=[n for n in names if n not in parts]
+    )
 
 
 @_value()
@@ -237,7 +239,7 @@ def segments(q_ids: Array, k_ids: Array) -> Mask:
 
 def array(values: Array) -> Mask:
     """A boolean array broadcastable to [B, H, Lq, Lk], with at least its two last axes."""
-    if jnp.ndim(values) < 2 or jnp.result_type(values) != bool:
+    if jnp.ndim(values) < 2 or jnp.result_type(values) != jnp.bool_:
         raise ValueError(
             f"a mask array has dtype {jnp.result_type(values)} and shape {jnp.shape(values)}; "
             "give booleans broadcastable to [B, H, Lq, Lk]"

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-_forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("jaxvid_ops_forced", default={})
+_forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("jaxvid_ops_forced")
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def use(**names: str) -> Iterator[None]:
     It stands in for ``implementation=None`` only; an argument given at the call wins. Functions that were compiled
     before keep what they have: the choice belongs to tracing.
     """
-    token = _forced.set({**_forced.get(), **names})
+    token = _forced.set({**_forced.get({}), **names})
     try:
         yield
     finally:
@@ -53,7 +53,7 @@ def pick(
     Raises ValueError for a name that does not exist, and NotImplementedError when the requested one refuses, or when
     all of the order do (with every reason).
     """
-    requested = requested or _forced.get().get(op)
+    requested = requested or _forced.get({}).get(op)
     if requested is not None:
         if requested not in implementations:
             raise ValueError(
@@ -71,7 +71,7 @@ def pick(
                 return implementations[name](*args, **kw)
             except NotImplementedError as refusal:
                 reasons.append(f"{name}: {refusal}")
-        raise NotImplementedError(f"no implementation of {op} can serve this call ({'; '.join(reasons) or 'none listed'})")
+        raise NotImplementedError(f"no implementation of {op} can serve this call ({'; '.join(reasons)})")
 
     return first
 

@@ -28,11 +28,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvid.ops.pick import pick, refuses
+from jaxvid.ops.pick import pick, platform, refuses
 
 Array = Any
 
-CHUNKS_PER_STEP = 8  # chunks that one step of the outer scan works on at once: memory is linear with this constant
+# Tokens of a chunk, and chunks that one step of the outer scan works on at once. Memory is linear in both. Two CPU
+# cores like what fits in cache; accelerators like few large steps.
+CHUNK = {"cpu": 16, "default": 64}
+CHUNKS_PER_STEP = {"cpu": 1, "default": 8}
 
 
 def ssd(
@@ -44,14 +47,15 @@ def ssd(
     D: Array | None = None,
     *,
     initial_state: Array | None = None,
-    chunk: int = 64,
+    chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[Array, Array]:
     """Scan ``x`` and return what comes out and the state that is left.
 
     x [B, L, H, P]; dt [B, L, H], positive (after softplus; 0 skips a token); A [H], negative; B and C [B, L, G, N]
     where G divides H; D [H] or [H, P]; initial_state [B, H, P, N], None for zeros. ``chunk`` changes speed and
-    rounding, not meaning; L need not be a multiple of it. implementation: ``reference | chunked``.
+    rounding, not meaning; L need not be a multiple of it; None chooses by platform.
+    implementation: ``reference | chunked``.
 
     Returns y [B, L, H, P] in x's dtype and the final state [B, H, P, N] in ``promote_types(x.dtype, float32)``.
     Gradients flow through both and through initial_state. Raises ValueError on shapes that do not fit.
@@ -59,6 +63,7 @@ def ssd(
     _check(x, dt, A, B, C, D, initial_state, chunk)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     batch, _, heads, width = x.shape
+    chunk = _by_platform(CHUNK) if chunk is None else chunk
     if initial_state is None:
         state = jnp.zeros((batch, heads, width, B.shape[-1]), dtype)
     else:
@@ -91,16 +96,20 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
     batch, length, heads, width = x.shape
     groups = B.shape[2]
     chunk = max(1, min(chunk, length))
-    per_step = max(1, min(CHUNKS_PER_STEP, -(-length // chunk)))
+    per_step = max(1, min(_by_platform(CHUNKS_PER_STEP), -(-length // chunk)))
     steps = -(-length // (chunk * per_step))
     missing = steps * chunk * per_step - length
 
-    def cut(v):  # [B, L, ...] -> [steps, B, per_step, chunk, ...]; padded dt is 0, so padding leaves the state alone
+    def cut(v):
+        """[B, L, ...] -> [steps, B, per_step, chunk, ...]; padded dt is 0, so padding leaves the state alone."""
         v = jnp.pad(v, ((0, 0), (0, missing), *[(0, 0)] * (v.ndim - 2)))
         return jnp.moveaxis(v.reshape(batch, steps, per_step, chunk, *v.shape[2:]), 1, 0)
 
     A = A.astype(dtype).reshape(1, 1, 1, groups, -1)
-    grouped = lambda v: v.reshape(*v.shape[:2], groups, heads // groups, *v.shape[3:])  # noqa: E731
+
+    def grouped(v):
+        return v.reshape(*v.shape[:2], groups, heads // groups, *v.shape[3:])
+
     lower = jnp.tril(jnp.ones((1, 1, 1, 1, chunk, chunk), bool))
 
     @jax.checkpoint
@@ -133,6 +142,10 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
     return y, state.reshape(batch, heads, width, -1)
 
 
+def _by_platform(table):
+    return table.get(platform(), table["default"])
+
+
 def _at_most_zero(v):
     """min(v, 0) whose derivative at 0 is 1: tokens with dt = 0 sit exactly there, jnp.minimum would halve it."""
     return jnp.where(v > 0, 0, v)
@@ -158,6 +171,8 @@ def _check(x, dt, A, B, C, D, state, chunk):
     if not fits:
         raise ValueError(f"ssd got {said}; {wanted}")
     if x.shape[2] % B.shape[2]:
-        raise ValueError(f"ssd got {x.shape[2]} heads and {B.shape[2]} groups; the groups must divide the heads")
-    if chunk < 1:
+        raise ValueError(
+            f"ssd got {x.shape[2]} heads and {B.shape[2]} groups; the groups must divide the heads"
+        )
+    if chunk is not None and chunk < 1:
         raise ValueError(f"ssd got chunk={chunk}; it must be at least 1")

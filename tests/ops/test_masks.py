@@ -20,7 +20,10 @@ RULES = {
     "sink": (masks.band(1, 0) | masks.sink(4), lambda i, j: -1 <= j - i <= 0 or j < 4),
     "and": (masks.causal() & masks.band(3, 3), lambda i, j: i - 3 <= j <= i),
     "frames": (masks.frames(masks.block_causal(2), 2), lambda i, j: j // 4 <= i // 4),
-    "mixed": (masks.frames(masks.causal(), 3) & masks.band(None, 1), lambda i, j: j // 3 <= i // 3 and j <= i + 1),
+    "mixed": (
+        masks.frames(masks.causal(), 3) & masks.band(None, 1),
+        lambda i, j: j // 3 <= i // 3 and j <= i + 1,
+    ),
 }
 
 
@@ -88,7 +91,7 @@ def test_arrays_combine_and_are_checked():
 
 
 def test_values_are_hashable_and_equal_by_content():
-    make = lambda: masks.frames(masks.causal() & (masks.band(3, 0) | masks.sink(2)), 4)  # noqa: E731
+    make = lambda: masks.frames(masks.causal() & (masks.band(3, 0) | masks.sink(2)), 4)
     assert make() == make() and hash(make()) == hash(make())
     assert masks.causal() == masks.band(None, 0) and masks.band(1, 0) != masks.band(2, 0)
     ids = jnp.arange(3)
