@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +28,8 @@ from jaxvid.types import InputError
 class LevelPlan:
     """k int32 [R, F] and update bool [R, F]; read-only, compared and hashed by content."""
 
-    k: np.ndarray
-    update: np.ndarray
+    k: Any
+    update: Any
 
     def __post_init__(self):
         k, update = np.array(self.k, np.int32), np.array(self.update, bool)
