@@ -162,9 +162,10 @@ class Engine:
             cond = {"text": told["text"], "text_mask": told["text_mask"], "span": told["span"][:, here], "given": known}
             null = None if told["null"] is None else {**cond, **told["null"]}
             said = jax.tree.map(jnp.asarray, {"cond": cond, "null": null, "value": value})
+            past = {"memory": rollout.memory, "keys": rollout.keys, "first_frame": np.int32(start)}
             function = stages.sample_rows(model, self.process, solver, guided)
             for row in range(plan.rows):
-                args = (params, carry, plan.k[row : row + 1], plan.update[row : row + 1], times, rollout, said, scale)
+                args = (params, carry, plan.k[row : row + 1], plan.update[row : row + 1], times, past, said, scale)
                 done = number * plan.rows + row
                 if not self.executables.has("sample", settings, args):
                     yield done, total, "compiling", None

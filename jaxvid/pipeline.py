@@ -24,7 +24,8 @@ from jaxvid.clip import Clip
 from jaxvid.config import SAFE, build
 from jaxvid.data.collate import frame_times, padded_spans, spans_of
 from jaxvid.engine import Decoder, Engine
-from jaxvid.io.bundle import is_bundle, load_bundle, save_bundle
+from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
+from jaxvid.io.weights import load_weights
 from jaxvid.request import Request, make_request, read_clip, read_picture
 from jaxvid.types import InputError
 
@@ -58,6 +59,14 @@ class Given:
     before: Any = None  # uint8 [n, H, W, 3], the video to extend
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What was asked for, checked and encoded: ready to be made by `Pipeline.events`."""
+
+    request: Request
+    given: Given
+
+
 class Pipeline:
     """A text-to-video model, its autoencoder and its process, ready to be called.
 
@@ -89,7 +98,7 @@ class Pipeline:
             card = path / "README.md"
             return cls(*load_bundle(path), card=card.read_text(encoding="utf-8") if card.is_file() else "")
         if (path / "config.json").is_file():
-            return cls(*load_run(path))
+            return cls(*_load_run(path))
         raise InputError(f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path")
 
     def save(self, path, *, dtype: str | None = None, card: str | None = None) -> pathlib.Path:
@@ -123,10 +132,11 @@ class Pipeline:
 
     def __call__(self, prompt=None, **options) -> Clip | list[Clip]:
         """A clip for a prompt or a story; a list of clips for a list of prompts or ``num`` > 1. Options as in `stream`."""
-        request, given = self._prepare(prompt, **options)
+        run = self.prepare(prompt, **options)
+        request = run.request
         frames = np.empty((request.batch, request.frames, request.height, request.width, 3), np.uint8)
         at = 0
-        for event in self._run(request, given):
+        for event in self.events(run):
             if event.frames is not None:
                 new = event.frames[None] if request.single else event.frames
                 frames[:, at : at + new.shape[1]] = new
@@ -176,7 +186,7 @@ class Pipeline:
         Raises `InputError`; `FloatingPointError` when numbers run out of range, naming the step.
         """
         options = {k: v for k, v in locals().items() if k not in ("self", "prompt")}
-        return self._run(*self._prepare(prompt, **options))
+        return self.events(self.prepare(prompt, **options))
 
     def decode(self, latents, frames: int | None = None, fps: float | None = None, recipe=None) -> Clip:
         """A clip from kept latents, float32 [F, h, w, C]; ``frames`` cuts it. Raises `InputError`."""
@@ -200,9 +210,8 @@ class Pipeline:
         """Latents float32 [F, h, w, C] of uint8 frames [T, H, W, 3]; a last incomplete group repeats its last frame."""
         return np.concatenate([latents for latents, _ in self.engine.encode([np.asarray(frames)], "float32")])
 
-    # What follows is the run itself
-
-    def _prepare(self, prompt, *, image=None, last_image=None, video=None, seed=0, num=1, **options) -> tuple[Request, Given]:
+    def prepare(self, prompt=None, *, image=None, last_image=None, video=None, seed=0, num=1, **options) -> Run:
+        """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
         names = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
         if unknown := sorted(set(options) - set(names)):
             raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(names)}")
@@ -229,7 +238,7 @@ class Pipeline:
         last_image = None if last_image is None else read_picture(last_image, size)
         if image is not None and last_image is not None and request.frames < 2:
             raise InputError("a first and a last image need at least two frames; ask for more seconds")
-        return request, self._given(request, image, last_image, video)
+        return Run(request, self._given(request, image, last_image, video))
 
     def _given(self, request: Request, image, last_image, video) -> Given:
         """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
@@ -257,8 +266,9 @@ class Pipeline:
     def _encoded(self, frames, dtype):
         return np.concatenate([latents for latents, _ in self.engine.encode([frames], dtype)])
 
-    def _run(self, request: Request, given: Given) -> Iterator[Event]:
-        """The events of a run. Frames are handed out and forgotten; latents are kept."""
+    def events(self, run: Run) -> Iterator[Event]:
+        """The run itself, event by event. Frames are handed out and forgotten; latents are kept."""
+        request, given = run.request, run.given
         self._kept = []
         at = 0 if given.before is None else len(given.before)
         if at:
@@ -303,12 +313,27 @@ class Pipeline:
         times = given.first + frame_times(padded, self.engine.vae.time_factor)
         rows = [[texts.index(said) for _, said in story] for story in request.stories]
         rows = np.asarray([row + [row[-1]] * (most - len(row)) for row in rows])
-        span = np.stack([spans_of([(at * request.fps, said) for at, said in story], times) for story in request.stories])
+        spans = [[(round(at * request.fps), said) for at, said in story] for story in request.stories]
+        span = np.stack([spans_of(captions, times) for captions in spans])
         null = None
         if request.negative is not None:
             null = np.full_like(rows, len(texts) - 1)
             null = {"text": text[null], "text_mask": mask[null]}
         return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null}
+
+
+def _load_run(path: pathlib.Path):
+    """``(spec, params, variables)`` of a training run: the average of its last stage that makes videos."""
+    from jaxvid.io.checkpoint import load_ema
+
+    config = read_json(path / "config.json")
+    order = [str(name) for name in config.get("order") or ()]
+    stages_ = [name for name in order if (path / name / SPEC).is_file()]
+    if not stages_:
+        raise InputError(f"{path} has no stage that makes videos yet (none of {', '.join(order) or 'no stages'}); train on")
+    name = stages_[-1]
+    spec = check_spec(read_json(path / name / SPEC), path / name / SPEC)
+    return spec, load_ema(path, name)["params"], load_weights(path / "codec" / VAE)
 
 
 SPANS = (1, 2, 4, 8, 16)  # buckets of the number of captions

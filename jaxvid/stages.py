@@ -101,12 +101,13 @@ def open_window(solver: Solver, frames: int) -> Callable:
 
 
 def sample_rows(model, process, solver: Solver, guided: bool) -> Callable:
-    """``(params, carry, k[n, F], update[n, F], times, rollout, told, scale) -> carry``: some rows of a plan.
+    """``(params, carry, k[n, F], update[n, F], times, past, told, scale) -> carry``: some rows of a plan.
 
-    ``told``: cond (`text`, `text_mask`, `span`, `given`), null (or None) and value (clean latents where given).
+    ``past``: what a roll-out's `memory`, `keys` and `first_frame` are; ``told``: `cond` (text, text_mask, span, given),
+    `null` (or None) and `value` (clean latents where given).
     """
 
-    def run(params, carry, k, update, times, rollout, told, scale):
+    def run(params, carry, k, update, times, past, told, scale):
         denoise = _denoiser(model, process, params, told["cond"], told["null"], scale, guided)
         return sample.rows(
             denoise,
@@ -115,11 +116,9 @@ def sample_rows(model, process, solver: Solver, guided: bool) -> Callable:
             carry,
             k,
             update,
-            memory=rollout.memory,
             given=told["cond"]["given"],
             value=told["value"],
-            keys=rollout.keys,
-            first_frame=rollout_.window_start(rollout),
+            **past,
         )
 
     return run

@@ -2,22 +2,30 @@
 """A pipeline of the shipped architecture at toy size, with random weights, for tests of what users touch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from jaxvid.config import build, call, to_json
 from jaxvid.diffusion.process import Process
 from jaxvid.models.text_encoder import ByteTextEncoder
 from jaxvid.models.text_to_video import TextToVideo
-from jaxvid.models.video_dit import lingen
+from jaxvid.models.video_dit import VideoDiT, lingen
 from jaxvid.models.video_vae import VideoVAE
+from jaxvid.nn.mixers.mate import mate
 from jaxvid.pipeline import Pipeline
 
 SIZE, FPS = 16, 8
 
 
-def spec():
-    dit = call(lingen, width=32, repeats=1, window=(4, 2, 2), review=(2, 1, 1), head=16, state=8, channels=4, text_width=16, chunk=16)
-    vae = call(VideoVAE, base=8, mult=(1, 2, 2), res=1, z=4, temporal=(True, True), patch=2, norm_floor=1e-6)
+def spec(whole=False):
+    """What a bundle's pipeline.json says. One layer instead of LinGen's four unless ``whole``: compiling is what costs."""
+    layer = {"window": (4, 2, 2), "review": (2, 1, 1), "head": 16, "state": 8, "chunk": 16}
+    common = {"width": 32, "head": 16, "channels": 4, "text_width": 16}
+    dit = call(VideoDiT, mixers=(call(mate, k=1, **layer),), **common)
+    if whole:
+        dit = call(lingen, repeats=1, **{**layer, **common})
+    vae = call(VideoVAE, base=8, mult=(1, 1, 1), res=1, z=4, temporal=(True, True), patch=2, norm_floor=1e-6)
     return {
         "model": call(TextToVideo, dit=dit, text_encoder=call(ByteTextEncoder, width=16, layers=1, head=8)).to_dict(),
         "vae": vae.to_dict(),
@@ -43,12 +51,10 @@ def weights(tree, seed=0):
 def toy_pipeline(seed=0, described=None):
     described = described or spec()
     model, vae = build(described["model"]), build(described["vae"])
-    x = np.zeros((1, 1, 2, 2, vae.z), np.float32)
-    cond = {"tokens": np.zeros((1, 1, described["text_length"]), np.int32)}
-    from flax.core import meta
-
-    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, x[..., 0, 0, 0], cond)["params"])
-    pixels = np.zeros((1, 1, vae.space_factor, vae.space_factor, 3), np.float32)
+    x, t = jnp.zeros((1, 1, 2, 2, vae.z)), jnp.zeros((1, 1))
+    cond = {"tokens": jnp.zeros((1, 1, described["text_length"]), jnp.int32)}
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, cond)["params"])
+    pixels = jnp.zeros((1, 1, vae.space_factor, vae.space_factor, 3))
     variables = jax.eval_shape(lambda: dict(vae.init(jax.random.key(0), pixels)))
     params, variables = weights(meta.unbox(params), seed), weights(meta.unbox(variables), seed + 1)
     variables["stats"] = {"mean": np.zeros(vae.z, np.float32), "std": np.ones(vae.z, np.float32)}

@@ -18,6 +18,9 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxvid.config import from_json, to_json
 from jaxvid.io.weights import load_weights, save_weights
 from jaxvid.types import InputError
@@ -54,11 +57,13 @@ def save_bundle(path, spec: Mapping[str, Any], params, vae, *, dtype: str | None
         part = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+    if dtype is not None:  # the statistics are few and all else depends on them
+        params, vae = _cast(params, dtype), {**vae, "params": _cast(vae["params"], dtype)}
     try:
         spec = {**spec, "format": FORMAT, "version": VERSION}
         (part / SPEC).write_text(to_json(spec), encoding="utf-8")
-        save_weights(part / MODEL, params, dtype=dtype, metadata={"format": FORMAT})
-        save_weights(part / VAE, vae, dtype=dtype, metadata={"format": FORMAT})
+        save_weights(part / MODEL, params, metadata={"format": FORMAT})
+        save_weights(part / VAE, vae, metadata={"format": FORMAT})
         (part / CARD).write_text(card or _card(spec), encoding="utf-8")
         mask = os.umask(0)
         os.umask(mask)
@@ -78,21 +83,37 @@ def load_bundle(path) -> tuple[dict[str, Any], Any, Any]:
 def load_spec(path) -> dict[str, Any]:
     """The checked content of a bundle's pipeline.json."""
     file = pathlib.Path(path, SPEC)
-    try:
-        spec = from_json(file.read_text(encoding="utf-8")).to_dict()
-    except FileNotFoundError:
-        raise InputError(f"{path} has no {SPEC}; give a bundle's directory or a training run's") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:160]}") from None
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+    spec = read_json(file)
     if spec.get("format") != FORMAT:
         raise InputError(f"{file} is not the description of a jaxvid pipeline; save one with Pipeline.save(directory)")
     if spec.get("version") != VERSION:
         raise InputError(f"{file} has version {spec.get('version')!r} and this jaxvid reads {VERSION}; update jaxvid")
-    missing = [key for key in NEEDED if key not in spec]
+    return check_spec(spec, file)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """A JSON object as plain data. Raises `InputError`, naming the file."""
+    try:
+        return from_json(file.read_text(encoding="utf-8")).to_dict()
+    except FileNotFoundError:
+        raise InputError(f"{file.parent} has no {file.name}; give a bundle's directory or a training run's") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:160]}") from None
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def check_spec(spec: dict[str, Any], file: pathlib.Path) -> dict[str, Any]:
+    """``spec`` if it says all that a pipeline needs, in the right types. Raises `InputError`."""
+    missing = [key for key in NEEDED if spec.get(key) is None]
     if missing:
         raise InputError(f"{file} lacks {', '.join(missing)}; save the bundle again")
+    serves = spec["serves"]
+    parts = [spec[part] for part in ("model", "vae", "process", "defaults", "serves")]
+    fine = all(isinstance(part, Mapping) for part in parts) and isinstance(spec["text_length"], int)
+    fine = fine and all(isinstance(serves.get(key), (list, tuple)) and len(serves[key]) for key in ("sizes", "fps"))
+    if not fine:
+        raise InputError(f"{file} has fields of a wrong type; save the bundle again")
     return spec
 
 
@@ -109,6 +130,11 @@ def _replace(part: pathlib.Path, path: pathlib.Path):
         os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _cast(tree, dtype: str):
+    wanted = jax.numpy.dtype(dtype)
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(wanted) if np.asarray(leaf).dtype.kind == "f" else leaf, tree)
 
 
 def _card(spec) -> str:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a minute of video from a built-in story with the shipped model, and lets the reader of its world judge it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from jaxvid.cli import main
+from jaxvid.cli.generate import sheet
+from jaxvid.cli.progress import Progress
+from jaxvid.cli.record import outputs, record
+from jaxvid.types import InputError
+
+SECONDS = 60
+STORY = (
+    (0, "a large red star spins on a black background"),
+    (10, "a large red star slides left and right on a black background"),
+    (20, "a large yellow star slides left and right on a black background"),
+    (30, "a large yellow square slides left and right on a black background"),
+    (40, "a large yellow square circles clockwise on a black background"),
+    (50, "a large cyan square circles clockwise on a black background"),
+)
+
+
+def arguments(parser):
+    parser.add_argument("--out", metavar="DIR", default="demo", help="where demo.mp4, demo.png and demo.json go (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another video (default: 0)")
+    parser.add_argument("--checkpoint", metavar="DIR", help="a bundle or a run of the shapes world (default: the shipped)")
+    parser.add_argument("--steps", type=int, help="of sampling")
+
+
+def run(options) -> None:
+    """Prints what was asked for, what the reader saw and its score; the video's path on the last line."""
+    folder = pathlib.Path(options.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be made: {error.strerror}; choose another place") from None
+    paths = outputs(str(folder / "demo.mp4"), 1)
+
+    from jaxvid.pipeline import Pipeline
+
+    main.use_compilation_cache()
+    pipe, progress = Pipeline.load(options.checkpoint), Progress()
+    progress.note(f"a minute of video, {SECONDS} s of 64x64 at 16 fps, from {len(STORY)} sentences")
+    ready = pipe.prepare(story=STORY, seconds=SECONDS, seed=options.seed, steps=options.steps)
+    record(pipe, ready, paths, progress)
+    sheet(paths[0], ready.request.recipe(0), folder / "demo.png")
+    verdict = judge(paths[0])
+    from jaxvid.clip import aside
+
+    with aside(folder / "demo.json") as part:
+        part.write_text(json.dumps(verdict, indent=1), encoding="utf-8")
+    _tell(verdict)
+    print(f"contact sheet {folder / 'demo.png'}, verdict {folder / 'demo.json'}")
+    print(*paths)
+
+
+def judge(path) -> dict:
+    """What the reader sees in the file, second by second, and how much of the story that is."""
+    from jaxvid.data.decode import read_video
+    from jaxvid.data.shapes import read
+    from jaxvid.eval.shapes_accuracy import score, summarise
+
+    frames, fps = read_video(path)
+    captions = [(round(at * fps), text) for at, text in STORY]
+    counts = summarise(score(frames, fps, captions))
+    return {"story": STORY, "accuracy": counts, "seconds": read(frames, fps, [at for at, _ in STORY])}
+
+
+def _tell(verdict) -> None:
+    for number, (at, text) in enumerate(STORY):
+        end = STORY[number + 1][0] if number + 1 < len(STORY) else SECONDS
+        seen: dict[str, int] = {}
+        for second in verdict["seconds"]:
+            if at <= second["second"] < end:
+                said = " and ".join(_words(thing) for thing in second["objects"]) or "nothing"
+                said += f", {second['background']}"
+                seen[said] = seen.get(said, 0) + 1
+        print(f"{at:>3} s  asked: {text}")
+        for said, count in sorted(seen.items(), key=lambda item: -item[1])[:2]:
+            print(f"       seen for {count:>2} s: {said}")
+    shares = (f"{name} {100 * row['accuracy']:.0f} %" for name, row in verdict["accuracy"].items() if row["total"])
+    print(f"reader: {', '.join(shares)}")
+
+
+def _words(thing) -> str:
+    return " ".join(str(thing.get(name) or "?") for name in ("size", "colour", "shape", "motion"))

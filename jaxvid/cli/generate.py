@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a video from a sentence or a story and writes it while it is made."""
+
+from __future__ import annotations
+
+import re
+
+from jaxvid.cli import main
+from jaxvid.cli.progress import Progress
+from jaxvid.cli.record import outputs, record
+from jaxvid.types import InputError
+
+
+def arguments(parser):
+    add = parser.add_argument
+    add("prompt", nargs="?", help="what the video shows; beside a story, until the story begins")
+    add("--story", metavar="FILE", help="YAML: a list of {at: seconds, prompt: text}")
+    add("--seconds", type=float, help="length of the video (default: the checkpoint's, a few seconds)")
+    add("--out", default="out.mp4", help=".mp4, .gif or .webp (default: out.mp4); with --num, out-0.mp4, out-1.mp4, ...")
+    add("--image", metavar="FIRST.png", help="the first frame")
+    add("--last-image", metavar="LAST.png", help="the last frame")
+    add("--video", metavar="CLIP.mp4", help="a video to go on from; --seconds is the length of the whole")
+    add("--negative", metavar="TEXT", help="what it should not look like")
+    add("--seed", type=int, default=0, help="the same seed makes the same video (default: 0)")
+    add("--num", type=int, default=1, help="how many videos (seeds SEED, SEED+1, ...)")
+    add("--steps", type=int, help="of sampling")
+    add("--guidance", type=float, help="how strongly the text is followed; 1 is plain")
+    add("--solver", help="euler, heun, dpmpp_2m, unipc or ancestral")
+    add("--method", help="oneshot, or rollout: chunk by chunk, in memory that does not grow")
+    add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
+    add("--dtype", help="float32 or bfloat16")
+    add("--fps", type=float, help="frames per second, one of those that the checkpoint serves")
+    add("--size", help="N or HEIGHTxWIDTH, one of those that the checkpoint serves")
+    add("--contact-sheet", metavar="FILE.png", help="also a picture of frames with their times (of the first video)")
+
+
+def run(options) -> None:
+    """Checks everything, makes the video, and prints its path on the last line of standard output."""
+    size = parse_size(options.size)
+    outputs(options.out, 1)
+    if options.contact_sheet and not options.contact_sheet.lower().endswith((".png", ".jpg", ".webp")):
+        raise InputError(f"--contact-sheet {options.contact_sheet} ends in none of .png, .jpg, .webp; name the file so")
+    progress = Progress()
+    story = None
+    if options.story is not None:
+        from jaxvid.story import load_story
+
+        story = load_story(options.story)
+        if options.prompt is not None and story and isinstance(story[0], dict) and story[0].get("at") == 0:
+            progress.note("the story begins at 0 s, so PROMPT is not used")
+
+    from jaxvid.pipeline import Pipeline
+
+    main.use_compilation_cache()
+    pipe = Pipeline.load(options.checkpoint)
+    names = ("image", "last_image", "video", "negative", "seed", "num", "steps", "guidance", "solver", "method", "dtype", "fps")
+    asked = {name: getattr(options, name) for name in names}
+    ready = pipe.prepare(options.prompt, story=story, seconds=options.seconds, size=size, **asked)
+    request = ready.request
+    paths = outputs(options.out, request.batch)
+    progress.note(
+        f"{request.frames} frames of {request.height}x{request.width} at {request.fps:g} fps, {request.steps} steps of"
+        f" {request.solver}, guidance {request.guidance:g}, seed {request.seeds[0]}, {request.dtype}"
+    )
+    record(pipe, ready, paths, progress)
+    if options.contact_sheet:
+        sheet(paths[0], request.recipe(0), options.contact_sheet)
+    print(*paths, sep="\n")
+
+
+def parse_size(text: str | None):
+    """(height, width) from '64' or '64x96'; None from None."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    if not found:
+        raise InputError(f"--size {text[:40]!r} is not a size; give N or HEIGHTxWIDTH, such as 64 or 64x96")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def sheet(video, recipe, path) -> None:
+    """The contact sheet of a finished file: what is in it, not what was meant to be."""
+    from jaxvid.clip import Clip
+    from jaxvid.data.decode import read_video
+
+    if not str(video).lower().endswith(".mp4"):
+        raise InputError(f"a contact sheet is made from an .mp4, not from {video}; use --out FILE.mp4")
+    frames, fps = read_video(video)
+    Clip(frames, fps, recipe=recipe).contact_sheet(path)
