@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ _BEHIND = re.compile(
 _JOINT = re.compile(r"(?:,? and|,? while|,)\s+(?=(?:an?|the|one) |something\b)")
 
 
-def caption(scene: Scene | Attributes, second: float = 0.0, variant=0, *, motion: bool = True) -> str:
+def caption(scene: Scene | Attributes, second: float = 0.0, variant: Any = 0, *, motion: bool = True) -> str:
     """One sentence about what is true of a scene at a second.
 
     scene: a scene, or attributes (whose None are left unsaid). variant: 0 is the plain way; other ints, or a
@@ -73,7 +74,7 @@ def caption(scene: Scene | Attributes, second: float = 0.0, variant=0, *, motion
 
 
 def captions(
-    scene: Scene, frames: int, fps: float, variant=0, *, unsaid: float = 0.0
+    scene: Scene, frames: int, fps: float, variant: Any = 0, *, unsaid: float = 0.0
 ) -> tuple[tuple[int, str], ...]:
     """A caption per span: ``((frame, text), ...)``, a frame for each border of the scene inside the clip.
 
@@ -81,7 +82,7 @@ def captions(
     unsaid: probability with which a size or the background is left out of a sentence.
     """
     if unsaid or isinstance(variant, (int, np.integer)) and variant != 0:
-        variant = variant if isinstance(variant, np.random.Generator) else np.random.default_rng(variant)
+        variant = np.random.default_rng(variant)
     out = {}
     for second in scene.borders():
         frame = int(np.ceil(second * fps - 1e-6))

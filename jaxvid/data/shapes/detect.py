@@ -84,7 +84,7 @@ def blobs(frame: np.ndarray, behind: np.ndarray, with_shapes: bool = True) -> li
     share = np.zeros((height, width), np.float32)
     seen = away[rows, columns]
     share[rows, columns] = length[rows, columns] / reach[np.argmax(seen @ unit.T, -1)]
-    labels, count = ndimage.label(share > HALF, np.ones((3, 3)))
+    labels = np.asarray(ndimage.label(share > HALF, np.ones((3, 3)))[0])  # pyright: ignore[reportIndexIssue]
     out = []
     pad = max(2, math.ceil(2 * scale))
     for index, box in enumerate(ndimage.find_objects(labels), 1):
@@ -96,7 +96,8 @@ def blobs(frame: np.ndarray, behind: np.ndarray, with_shapes: bool = True) -> li
         others = (label > 0) & ~core
         if others.any():
             # Pixels nearer to another blob than to this one are not this one's.
-            near = ndimage.distance_transform_edt(~core) <= ndimage.distance_transform_edt(~others)
+            to_core, to_others = (np.asarray(ndimage.distance_transform_edt(~m)) for m in (core, others))
+            near = to_core <= to_others
         else:
             near = np.ones_like(core)
         blob = _blob(

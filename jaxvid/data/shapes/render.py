@@ -59,7 +59,7 @@ def render(scene: Scene, frames: int, fps: float, size: int | tuple[int, int], f
     Returns uint8 ``[T, H, W, 3]``.
     Raises InputError for frames, fps or sizes that are not positive.
     """
-    height, width = (size, size) if np.ndim(size) == 0 else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     if frames < 1 or fps <= 0 or height < 1 or width < 1:
         raise InputError(f"frames={frames} fps={fps} size={size} cannot be rendered; all must be positive")
     out = np.empty((frames, height, width, 3), np.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ MARGIN = 1.0  # units between a lane and the border of the square, or another la
 EDGE = 1.5  # seconds of a clip without a change at both of its ends
 APART = 3.0  # seconds between two changes, so that a motion can be seen before it ends
 
-Slots = tuple[Look | None, ...]
+Slots = tuple[Any, ...]  # for each lane a Look, or None while it is empty
 
 
 def sample_scene(
@@ -153,13 +154,13 @@ def _motions(shape: str) -> tuple[str, ...]:
     return tuple(m for m in MOTIONS if not (m == "spins" and shape in ROUND))
 
 
-def _allowed(colour: str, shape: str, split: str, others: Sequence[Look]) -> bool:
+def _allowed(colour: str, shape: str, split: str, others: Sequence[Any]) -> bool:
     if split == "train" and held_out(colour, shape):
         return False
     return all(other.colour != colour or other.shape != shape for other in others)
 
 
-def _new_look(rng: np.random.Generator, split: str, others: Sequence[Look]) -> Look:
+def _new_look(rng: np.random.Generator, split: str, others: Sequence[Any]) -> Look:
     pairs = [(c, s) for c in PALETTE for s in SHAPES if _allowed(c, s, split, others)]
     colour, shape = pairs[int(rng.integers(len(pairs)))]
     return Look(shape, colour, _pick(rng, tuple(SIZES)), _pick(rng, _motions(shape)))
@@ -207,7 +208,7 @@ def _resized(look: Look) -> Look:
     return dataclasses.replace(look, size="small" if look.size == "large" else "large")
 
 
-def _continue(rng: np.random.Generator, slots: Slots, told: Sequence[Look]) -> Slots:
+def _continue(rng: np.random.Generator, slots: Slots, told: Sequence[Any]) -> Slots:
     """Who goes on as whom: the assignment to slots in which most attributes stay as they were."""
     told = list(told) + [None] * (2 - len(told))
 
@@ -220,7 +221,7 @@ def _continue(rng: np.random.Generator, slots: Slots, told: Sequence[Look]) -> S
     straight = alike(slots[0], told[0]) + alike(slots[1], told[1])
     crossed = alike(slots[0], told[1]) + alike(slots[1], told[0])
     now = told if straight >= crossed else told[::-1]
-    out: list[Look | None] = []
+    out: list[Any] = []
     for was, look in zip(slots, now, strict=True):
         if look is not None:
             others = [other for other in out if other is not None]

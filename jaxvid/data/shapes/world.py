@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from jaxvid.types import InputError
 
@@ -39,22 +40,24 @@ MOTIONS = (
 ROUND = ("circle", "ring")  # whose spinning nobody could see
 PALETTE = tuple(COLOURS)
 
+Said = Any  # a word of this world, or None where nothing is said
+
 
 @dataclasses.dataclass(frozen=True)
 class Look:
     """What can be said of one object; None where nothing is said (or nothing could be read)."""
 
-    shape: str | None = None
-    colour: str | None = None
-    size: str | None = None
-    motion: str | None = None
+    shape: Said = None
+    colour: Said = None
+    size: Said = None
+    motion: Said = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
     """What can be said of a scene at one moment: its background and its objects, in order of naming."""
 
-    background: str | None
+    background: Said
     objects: tuple[Look, ...]
 
 
