@@ -22,7 +22,7 @@ def spec(whole=False):
     """What a bundle's pipeline.json says. One layer instead of LinGen's four unless ``whole``: compiling is what costs."""
     layer = {"window": (4, 2, 2), "review": (2, 1, 1), "head": 16, "state": 8, "chunk": 16}
     common = {"width": 32, "head": 16, "channels": 4, "text_width": 16}
-    dit = call(VideoDiT, mixers=(call(mate, k=1, **layer),), **common)
+    dit = call(VideoDiT, mixers=(call(mate, layer=1, **layer),), **common)
     if whole:
         dit = call(lingen, repeats=1, **{**layer, **common})
     vae = call(VideoVAE, base=8, mult=(1, 1, 1), res=1, z=4, temporal=(True, True), patch=2, norm_floor=1e-6)
