@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.e000_linear_law.run import count, doubling, forward, inputs, parameters
 from jaxvid.eval.flops import Flops, count_flops
+from jaxvid.models.video_dit import dit, lingen
 from jaxvid.types import InputError
 
 
@@ -71,7 +73,9 @@ def test_descends_into_everything_that_holds_a_program():
         lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x),
     ]
     assert [count_flops(f, x, w).products for f in same] == [product] * len(same)
-    remat = count_flops(jax.value_and_grad(lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w))(x).sum()), x, w)
+    remat = count_flops(
+        jax.value_and_grad(lambda x, w: jax.checkpoint(lambda x: jnp.sin(x @ w))(x).sum()), x, w
+    )
     assert remat.products == 3 * product  # forward, again, and back to x
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("data")
@@ -99,3 +103,22 @@ def test_unknown_loops_are_refused():
 def test_nothing_is_allocated():
     huge = count_flops(lambda a, b: a @ b, spec(2**20, 2**20), spec(2**20, 2**20))
     assert huge == Flops(matmul=2.0**61)
+
+
+def tiny(make, **kw):
+    return make(width=32, head=16, channels=2, text_width=8, **kw)
+
+
+def test_a_whole_network_agrees_with_the_compiler():
+    """One round of the pattern, one chunk per scan: every loop has length 1, so the compiler sees everything."""
+    model = tiny(lingen, repeats=1, state=16, chunk=512)
+    args = parameters(model), *inputs(model, 8, 8, 6)
+    np.testing.assert_allclose(count(model, 8, 8, 6).total, compiler(forward(model), *args), rtol=0.05)
+
+
+def test_the_linear_law():
+    """Twice the frames: twice the work for LinGen, once text-only terms are taken out, and more for the DiT."""
+    (_, _, none), (_, _, ratio) = doubling(tiny(lingen, repeats=1), [16, 32], 8, 16)
+    assert none is None and abs(ratio - 2) < 0.02
+    dit_ratios = [ratio for _, _, ratio in doubling(tiny(dit, layers=2), [16, 32, 64], 8, 16)[1:]]
+    assert 2.2 < dit_ratios[0] < dit_ratios[1] < 4
