@@ -34,6 +34,9 @@ from jaxvid.models.vae_blocks import (
 from jaxvid.types import InputError, Memory
 
 
+QUIET = -5.0  # log variance of the posterior before training
+
+
 class Posterior(NamedTuple):
     """A diagonal Gaussian over latents; both float32 [B, F, h, w, z]."""
 
@@ -42,6 +45,11 @@ class Posterior(NamedTuple):
 
     def sample(self, key):
         return self.mean + jnp.exp(0.5 * self.logvar) * jax.random.normal(key, self.mean.shape)
+
+
+def quiet_init(key, shape, dtype=jnp.float32):
+    """Biases of (mean, logvar): a posterior that begins narrow, so that noise does not drown the first lessons."""
+    return jnp.repeat(jnp.array([0.0, QUIET], dtype), shape[0] // 2)
 
 
 class Encoder(nn.Module):
@@ -166,7 +174,7 @@ class VideoVAE(nn.Module):
         }
         self.encoder = Encoder(out=2 * self.z, base=self.base, **shared)
         self.decoder = Decoder(out=3 * self.patch**2, base=self.dec_base or self.base, **shared)
-        self.quant_conv = nn.Dense(2 * self.z, dtype=self.dtype)
+        self.quant_conv = nn.Dense(2 * self.z, dtype=self.dtype, bias_init=quiet_init)
         self.post_quant_conv = nn.Dense(self.z, dtype=self.dtype)
         if self.is_initializing() or self.has_variable("stats", "mean"):
             self.mean = self.variable("stats", "mean", jnp.zeros, (self.z,))
@@ -331,7 +339,7 @@ def small(**kw) -> VideoVAE:
 def shapes(**kw) -> VideoVAE:
     """The shipped one: 4x8x8, 8 channels, sized for two CPU cores."""
     fields = {"base": 16, "mult": (1, 3, 6), "res": 1, "z": 8, "temporal": (True, True), "patch": 2}
-    return VideoVAE(**fields | {"norm_floor": 1e-6} | kw)
+    return VideoVAE(**fields | {"norm_floor": 4.0} | kw)
 
 
 def wan21(**kw) -> VideoVAE:
