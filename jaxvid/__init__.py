@@ -30,7 +30,20 @@ _WHERE = {
     "Pipeline": "jaxvid.pipeline",
     "Video": "jaxvid.types",
 }
-_ROOMS = ("config", "data", "diffusion", "eval", "io", "models", "nn", "ops", "sampling", "sharding", "training", "types")
+_ROOMS = (
+    "config",
+    "data",
+    "diffusion",
+    "eval",
+    "io",
+    "models",
+    "nn",
+    "ops",
+    "sampling",
+    "sharding",
+    "training",
+    "types",
+)
 
 __all__ = ["Clip", "InputError", "Pipeline", "Video", "__version__"]
 

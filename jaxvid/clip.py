@@ -31,7 +31,9 @@ class Clip:
     def __init__(self, frames, fps: float, latents=None, recipe: Mapping[str, Any] | None = None):
         frames = np.asarray(frames)
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-            raise InputError(f"a Clip holds uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}; round pixels to 0..255 first")
+            raise InputError(
+                f"a Clip holds uint8 [T, H, W, 3], not {frames.dtype} {list(frames.shape)}; round pixels to 0..255 first"
+            )
         if not (np.isfinite(fps) and fps > 0):
             raise InputError(f"fps={fps} is not a positive number")
         self.frames, self.fps, self.latents, self.recipe = frames, float(fps), latents, dict(recipe or {})
@@ -62,7 +64,9 @@ class Clip:
         try:
             from IPython.display import HTML
         except ImportError:
-            raise InputError("show() needs a notebook (IPython is not installed); use save('clip.mp4')") from None
+            raise InputError(
+                "show() needs a notebook (IPython is not installed); use save('clip.mp4')"
+            ) from None
         return HTML(self._repr_html_())
 
     def _repr_html_(self) -> str:
@@ -78,7 +82,9 @@ class Clip:
             f'src="data:video/mp4;base64,{base64.b64encode(data).decode()}"></video>'
         )
 
-    def contact_sheet(self, path, *, every: float | None = None, columns: int = 10, tile: int = 128, captions: bool = True):
+    def contact_sheet(
+        self, path, *, every: float | None = None, columns: int = 10, tile: int = 128, captions: bool = True
+    ):
         """A picture of frames at equal distances, with their times and, beneath, what was asked for then.
 
         Args:
@@ -96,14 +102,24 @@ class Clip:
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"{path}: a contact sheet is saved as .png, .jpg or .webp")
         if columns < 1 or (every is not None and not every > 0):
-            raise InputError(f"columns={columns}, every={every}: a contact sheet needs at least one column and a positive distance")
+            raise InputError(
+                f"columns={columns}, every={every}: a contact sheet needs at least one column and a positive distance"
+            )
         every = every or max(1.0 / self.fps, self.seconds / 30)
         times = np.arange(0, self.seconds - 1e-9, every)
         # The middle of each stretch: the first frame after a cut tells least about it.
         at = [min(len(self) - 1, int((time + every / 2) * self.fps)) for time in times]
-        sheet = _sheet(self.frames[at], [i / self.fps for i in at], self._story() if captions else (), min(columns, len(at)), tile)
+        sheet = _sheet(
+            self.frames[at],
+            [i / self.fps for i in at],
+            self._story() if captions else (),
+            min(columns, len(at)),
+            tile,
+        )
         with aside(path) as part:
-            Image.fromarray(sheet).save(part, format={".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG"))
+            Image.fromarray(sheet).save(
+                part, format={".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+            )
         return path
 
     def _story(self):
@@ -120,9 +136,13 @@ class aside:
 
     def __enter__(self) -> pathlib.Path:
         try:
-            handle, name = tempfile.mkstemp(prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent)
+            handle, name = tempfile.mkstemp(
+                prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent
+            )
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; choose another place") from None
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}; choose another place"
+            ) from None
         os.close(handle)
         self.part = pathlib.Path(name)
         return self.part
@@ -138,7 +158,9 @@ class aside:
             os.replace(self.part, self.path)
         except OSError as error:
             self.part.unlink(missing_ok=True)
-            raise InputError(f"{self.path} cannot be written: {error.strerror}; choose another place") from None
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}; choose another place"
+            ) from None
 
 
 def _sheet(frames, times, story, columns, tile):
@@ -154,7 +176,10 @@ def _sheet(frames, times, story, columns, tile):
     gap, font = 4, ImageFont.load_default(12)
     rows = -(-len(frames) // columns)
     line = 16
-    lines = [_row_lines(times[r * columns : (r + 1) * columns], story, columns * (tile_width + gap), font) for r in range(rows)]
+    lines = [
+        _row_lines(times[r * columns : (r + 1) * columns], story, columns * (tile_width + gap), font)
+        for r in range(rows)
+    ]
     tops, total = [], gap
     for row in lines:
         tops.append(total)

@@ -100,17 +100,23 @@ def make_request(
     seconds = number(defaults.get("seconds", 4.0) if seconds is None else seconds, "seconds", above=0)
     longest = float(serves.get("seconds", LONGEST))
     if seconds > longest:
-        raise InputError(f"seconds={seconds:g} is more than the {longest:g} that this checkpoint serves; ask for less")
+        raise InputError(
+            f"seconds={seconds:g} is more than the {longest:g} that this checkpoint serves; ask for less"
+        )
     frames = round(seconds * fps)
     if frames < 1:
-        raise InputError(f"seconds={seconds:g} at {fps:g} frames per second is less than one frame; ask for {1 / fps:g} or more")
+        raise InputError(
+            f"seconds={seconds:g} at {fps:g} frames per second is less than one frame; ask for {1 / fps:g} or more"
+        )
 
     stories, single = _stories(prompt, story, frames / fps, text_length)
     num = whole(num, "num", 1, MOST_VIDEOS)
     if num > 1:
         stories, single = tuple(s for s in stories for _ in range(num)), False
     if len(stories) > MOST_VIDEOS:
-        raise InputError(f"{len(stories)} videos at once are more than {MOST_VIDEOS}; ask for fewer at a time")
+        raise InputError(
+            f"{len(stories)} videos at once are more than {MOST_VIDEOS}; ask for fewer at a time"
+        )
     if method is None:
         method = defaults.get("method", "oneshot")
     solver = defaults.get("solver", "euler") if solver is None else solver
@@ -137,8 +143,18 @@ def number(value, name: str, *, above: float | None = None, least: float | None 
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
         raise InputError(f"{name}={_short(value)} is of type {type(value).__name__}; give a number")
     value = float(value)
-    bound = f" greater than {above:g}" if above is not None else f" of at least {least:g}" if least is not None else ""
-    if not math.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
+    bound = (
+        f" greater than {above:g}"
+        if above is not None
+        else f" of at least {least:g}"
+        if least is not None
+        else ""
+    )
+    if (
+        not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (least is not None and value < least)
+    ):
         raise InputError(f"{name}={value:g} cannot be used; give a finite number{bound}")
     return value
 
@@ -150,9 +166,13 @@ def whole(value, name: str, least: int, most: int) -> int:
             raise TypeError
         value = operator.index(value)
     except TypeError:
-        raise InputError(f"{name}={_short(value)} is of type {type(value).__name__}; give a whole number") from None
+        raise InputError(
+            f"{name}={_short(value)} is of type {type(value).__name__}; give a whole number"
+        ) from None
     if not least <= value <= most:
-        raise InputError(f"{name}={_short(value)} is not in {least}..{most}; give a whole number in that range")
+        raise InputError(
+            f"{name}={_short(value)} is not in {least}..{most}; give a whole number in that range"
+        )
     return value
 
 
@@ -175,7 +195,9 @@ def _served_fps(fps, serves) -> float:
         return rates[0]
     fps = number(fps, "fps", above=0)
     if fps not in rates:
-        raise InputError(f"fps={fps:g} is not served by this checkpoint; choose one of {', '.join(f'{r:g}' for r in rates)}")
+        raise InputError(
+            f"fps={fps:g} is not served by this checkpoint; choose one of {', '.join(f'{r:g}' for r in rates)}"
+        )
     return fps
 
 
@@ -189,7 +211,9 @@ def _served_size(size, serves) -> tuple[int, int]:
         size = (whole(size, "size", 1, 1 << 16),) * 2
     if size not in sizes:
         listed = ", ".join(f"{height}x{width}" for height, width in sizes)
-        raise InputError(f"size={size[0]}x{size[1]} (height x width) is not served by this checkpoint; choose one of {listed}")
+        raise InputError(
+            f"size={size[0]}x{size[1]} (height x width) is not served by this checkpoint; choose one of {listed}"
+        )
     return size
 
 
@@ -197,8 +221,14 @@ def _stories(prompt, story, seconds, limit) -> tuple[tuple[Story, ...], bool]:
     """One story per video. A prompt beside a story speaks until the story begins."""
     if story is not None:
         if prompt is not None and not isinstance(prompt, str):
-            raise InputError("a list of prompts and a story cannot be combined; give one prompt or none beside a story")
-        entries = list(story) if isinstance(story, Iterable) and not isinstance(story, (str, bytes, Mapping)) else story
+            raise InputError(
+                "a list of prompts and a story cannot be combined; give one prompt or none beside a story"
+            )
+        entries = (
+            list(story)
+            if isinstance(story, Iterable) and not isinstance(story, (str, bytes, Mapping))
+            else story
+        )
         if prompt is not None and isinstance(entries, list) and entries and _starts(entries[0]):
             entries = [(0, prompt), *entries]
         return (check_story(entries, limit, seconds),), True
@@ -213,7 +243,13 @@ def _stories(prompt, story, seconds, limit) -> tuple[tuple[Story, ...], bool]:
 
 def _starts(entry) -> bool:
     """Whether a story's first entry leaves room for a prompt before it."""
-    at = entry.get("at") if isinstance(entry, Mapping) else entry[0] if isinstance(entry, (tuple, list)) and entry else None
+    at = (
+        entry.get("at")
+        if isinstance(entry, Mapping)
+        else entry[0]
+        if isinstance(entry, (tuple, list)) and entry
+        else None
+    )
     return isinstance(at, (int, float, np.number)) and at > 0
 
 
@@ -223,7 +259,9 @@ def _seeds(seed, count: int) -> tuple[int, ...]:
     if isinstance(seed, (list, tuple, np.ndarray)):
         seeds = tuple(whole(one, "seed", 0, most) for one in seed)
         if len(seeds) != count:
-            raise InputError(f"{len(seeds)} seeds were given for {count} videos; give one number or one per video")
+            raise InputError(
+                f"{len(seeds)} seeds were given for {count} videos; give one number or one per video"
+            )
         return seeds
     first = whole(seed, "seed", 0, most)
     return tuple((first + i) & most for i in range(count))
@@ -249,7 +287,9 @@ def read_clip(value, fps: float, size: tuple[int, int]) -> np.ndarray:
         return read_video(value, fps=fps, size=size)[0]
     if hasattr(value, "frames") and hasattr(value, "fps"):
         if value.fps != fps:
-            raise InputError(f"the clip has {value.fps:g} frames per second, not {fps:g}; save it and give the file")
+            raise InputError(
+                f"the clip has {value.fps:g} frames per second, not {fps:g}; save it and give the file"
+            )
         value = value.frames
     frames = _pixels(value, 4, "a video is a path, a Clip or uint8 [T, H, W, 3]")
     return np.stack([fit(frame, *size) for frame in frames])

@@ -25,17 +25,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvid.types import InputError
 
-AXES = ('data', 'fsdp', 'tensor', 'sequence')
-BATCH = ('data', 'fsdp')
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH = ("data", "fsdp")
 
 # logical axis -> mesh axis. What is not named here is copied.
 RULES = {
-    'embed': 'fsdp',
-    'mlp': 'tensor',
-    'heads': 'tensor',
-    'kv': None,
-    'vocab': 'tensor',
-    'layers': None,
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv": None,
+    "vocab": "tensor",
+    "layers": None,
 }
 _SMALL = 1 << 14  # parameters without names and with fewer elements are copied: cutting them saves nothing
 
@@ -46,13 +46,15 @@ def make_mesh(
     """A mesh over all devices; one size may be -1 and takes what the others leave."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor, sequence]
-    said = ' '.join(f'{a}={n}' for a, n in zip(AXES, sizes, strict=True))
+    said = " ".join(f"{a}={n}" for a, n in zip(AXES, sizes, strict=True))
     if any(not isinstance(n, int) or n == 0 or n < -1 for n in sizes) or sizes.count(-1) > 1:
-        raise InputError(f'mesh {said}: sizes are positive and at most one is -1; fix the mesh of the config')
+        raise InputError(f"mesh {said}: sizes are positive and at most one is -1; fix the mesh of the config")
     known = math.prod(n for n in sizes if n > 0)
     sizes = [len(devices) // known if n == -1 else n for n in sizes]
     if math.prod(sizes) != len(devices):
-        raise InputError(f'mesh {said} does not fill {len(devices)} devices; sizes must multiply to {len(devices)}')
+        raise InputError(
+            f"mesh {said} does not fill {len(devices)} devices; sizes must multiply to {len(devices)}"
+        )
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -66,7 +68,9 @@ def batch_sharding(mesh: Mesh, batch: int | None = None) -> NamedSharding:
     ways = math.prod(mesh.shape[a] for a in BATCH)
     if batch is not None and batch % ways:
         near = max(ways, round(batch / ways) * ways)
-        raise InputError(f'a batch of {batch} does not divide among {ways} devices (data x fsdp); use batch={near}')
+        raise InputError(
+            f"a batch of {batch} does not divide among {ways} devices (data x fsdp); use batch={near}"
+        )
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
@@ -103,9 +107,9 @@ def _spec(mesh: Mesh, leaf: Any) -> PartitionSpec:
 
 def _unnamed(mesh: Mesh, shape: Sequence[int]) -> list[str | None]:
     axes: list[str | None] = [None] * len(shape)
-    able = [i for i, n in enumerate(shape) if n % mesh.shape['fsdp'] == 0]
+    able = [i for i, n in enumerate(shape) if n % mesh.shape["fsdp"] == 0]
     if able and math.prod(shape) >= _SMALL:
-        axes[max(able, key=lambda i: shape[i])] = 'fsdp'
+        axes[max(able, key=lambda i: shape[i])] = "fsdp"
     return axes
 
 

@@ -35,7 +35,9 @@ def check_text(text, limit: int, what: str = "prompt") -> str:
     except UnicodeEncodeError:
         raise InputError(f"the {what} is not valid Unicode text") from None
     if size > limit:
-        raise InputError(f"the {what} has {size} bytes and this model reads at most {limit}; shorten it or tell it as a story")
+        raise InputError(
+            f"the {what} has {size} bytes and this model reads at most {limit}; shorten it or tell it as a story"
+        )
     return text
 
 
@@ -56,9 +58,13 @@ def check_story(value, limit: int, seconds: float | None = None) -> Story:
         if number == 1 and at != 0:
             raise InputError(f"the story's first entry is at {at:g} s; the first one must be at 0")
         if story and at <= story[-1][0]:
-            raise InputError(f"story entry {number} is at {at:g} s, not after the one before it ({story[-1][0]:g} s); order them by time")
+            raise InputError(
+                f"story entry {number} is at {at:g} s, not after the one before it ({story[-1][0]:g} s); order them by time"
+            )
         if seconds is not None and at >= seconds:
-            raise InputError(f"story entry {number} is at {at:g} s, but the video ends at {seconds:g} s; ask for more seconds or drop it")
+            raise InputError(
+                f"story entry {number} is at {at:g} s, but the video ends at {seconds:g} s; ask for more seconds or drop it"
+            )
         story.append((at, check_text(text, limit, f"text of story entry {number}")))
     if not story:
         raise InputError("the story is empty; give at least one entry (0, text)")
@@ -69,13 +75,21 @@ def _entry(entry, number: int):
     if isinstance(entry, Mapping):
         if set(entry) != {"at", "prompt"}:
             found = ", ".join(sorted(str(k) for k in entry)) or "nothing"
-            raise InputError(f"story entry {number} has the fields {found}; it needs exactly 'at' and 'prompt'")
+            raise InputError(
+                f"story entry {number} has the fields {found}; it needs exactly 'at' and 'prompt'"
+            )
         at, text = entry["at"], entry["prompt"]
     elif isinstance(entry, (tuple, list)) and len(entry) == 2:
         at, text = entry
     else:
-        raise InputError(f"story entry {number} is {str(entry)[:60]!r}; it must be (seconds, text) or {{at: seconds, prompt: text}}")
-    if isinstance(at, bool) or not isinstance(at, (int, float, np.integer, np.floating)) or not math.isfinite(at):
+        raise InputError(
+            f"story entry {number} is {str(entry)[:60]!r}; it must be (seconds, text) or {{at: seconds, prompt: text}}"
+        )
+    if (
+        isinstance(at, bool)
+        or not isinstance(at, (int, float, np.integer, np.floating))
+        or not math.isfinite(at)
+    ):
         raise InputError(f"story entry {number} has at={str(at)[:40]!r}; it must be a number of seconds")
     if at < 0:
         raise InputError(f"story entry {number} is at {at:g} s; times start at 0")
@@ -89,7 +103,9 @@ def load_story(path) -> list:
     path = pathlib.Path(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{path} has {path.stat().st_size} bytes; a story file has at most {LARGEST_FILE}")
+            raise InputError(
+                f"{path} has {path.stat().st_size} bytes; a story file has at most {LARGEST_FILE}"
+            )
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"story file {path} does not exist") from None

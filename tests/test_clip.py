@@ -27,11 +27,16 @@ def clip():
 
 
 def test_repr_says_what_it_is(clip):
-    assert repr(clip) == "Clip(37 frames, 2.31 s at 16 fps, 48x32, 'a red bar | a red bar goes on & on', seed 7)"
+    assert (
+        repr(clip) == "Clip(37 frames, 2.31 s at 16 fps, 48x32, 'a red bar | a red bar goes on & on', seed 7)"
+    )
     assert len(clip) == 37
 
 
-@pytest.mark.parametrize("frames", [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((2, 4, 4, 3), np.float32), np.zeros((2, 4, 4), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)],
+)
 def test_only_uint8_rgb_frames_are_a_clip(frames):
     with pytest.raises(InputError, match="uint8"):
         Clip(frames, FPS)
@@ -66,7 +71,10 @@ def test_contact_sheet_shows_the_frames(clip, tmp_path):
     assert sheet.shape[1] == 4 + 3 * (96 + 4)
     frame = clip.frames[int(0.25 * FPS)]
     np.testing.assert_array_equal(sheet[4 : 4 + 64, 4 : 4 + 96], frame.repeat(2, 0).repeat(2, 1))
-    with_text, without = sheet, np.asarray(Image.open(clip.contact_sheet(tmp_path / "y.png", every=0.5, columns=3, captions=False)))
+    with_text, without = (
+        sheet,
+        np.asarray(Image.open(clip.contact_sheet(tmp_path / "y.png", every=0.5, columns=3, captions=False))),
+    )
     assert with_text.shape[0] == without.shape[0] + 16 * 2  # one sentence in each row
 
 

@@ -28,7 +28,9 @@ print(json.dumps({'devices': len(xla_bridge._backends), 'tensorflow': 'tensorflo
 
 
 def last_json(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 

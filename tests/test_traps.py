@@ -173,7 +173,9 @@ def test_files_are_h264_and_say_their_colours(tmp_path):
 
 
 def test_no_codec_that_browsers_do_not_play():
-    used = [(where, ast.unparse(node)) for where, name, node in calls("jaxvid") if name.endswith("add_stream")]
+    used = [
+        (where, ast.unparse(node)) for where, name, node in calls("jaxvid") if name.endswith("add_stream")
+    ]
     assert used, "nothing in the library writes video any more?"
     bad = [where for where, code in used if re.search(r"mp4v|mpeg4|FMP4", code)]
     assert not bad, f"mp4v: {bad}"

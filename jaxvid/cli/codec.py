@@ -24,8 +24,8 @@ from jaxvid.io.bundle import VAE, is_bundle, load_spec
 from jaxvid.io.weights import load_weights, restore_into, save_weights
 from jaxvid.types import InputError
 
-NODE = 'vae.json'
-SHIPPED = pathlib.Path(jaxvid.__file__).parent / 'assets' / 'shapes'
+NODE = "vae.json"
+SHIPPED = pathlib.Path(jaxvid.__file__).parent / "assets" / "shapes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,17 @@ class Codec:
     def key(self) -> str:
         """A hash of what it does to a video: of its description and of every weight."""
         digest = hashlib.blake2b(to_json(self.node).encode(), digest_size=16)
-        for path, leaf in sorted(jax.tree_util.tree_flatten_with_path(self.variables)[0], key=lambda item: str(item[0])):
-            digest.update(f'{path} {leaf.dtype} {leaf.shape}'.encode())
+        for path, leaf in sorted(
+            jax.tree_util.tree_flatten_with_path(self.variables)[0], key=lambda item: str(item[0])
+        ):
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest.hexdigest()
 
     @functools.cached_property
     def encode(self) -> Any:
         """``x[B, T, H, W, 3]`` in [-1, 1] -> normalised latents ``[B, F, h, w, C]``, jitted."""
-        run = jax.jit(lambda variables, x: self.model.apply(variables, x, method='to_latents'))
+        run = jax.jit(lambda variables, x: self.model.apply(variables, x, method="to_latents"))
         return functools.partial(run, self.variables)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
@@ -62,23 +64,25 @@ def load_codec(where: str, workdir: str | os.PathLike[str], stages: Iterable[str
     stages = list(stages)
     if where in stages:
         path = pathlib.Path(workdir, where)
-    elif where == 'shipped':
+    elif where == "shipped":
         path = SHIPPED
     else:
         path = pathlib.Path(where)
-    if (path / 'codec' / NODE).is_file():
-        path = path / 'codec'
+    if (path / "codec" / NODE).is_file():
+        path = path / "codec"
     if (path / NODE).is_file():
-        node = from_json((path / NODE).read_text(encoding='utf-8'))
+        node = from_json((path / NODE).read_text(encoding="utf-8"))
     elif is_bundle(path):
-        node = load_spec(path)['vae']
+        node = load_spec(path)["vae"]
     else:
-        known = ', '.join(["'shipped'", *stages])
-        raise InputError(f'codec={where!r} has no {NODE} in {path}; give {known}, or the directory of a bundle or a run')
+        known = ", ".join(["'shipped'", *stages])
+        raise InputError(
+            f"codec={where!r} has no {NODE} in {path}; give {known}, or the directory of a bundle or a run"
+        )
     return make_codec(node, load_weights(path / VAE), str(path))
 
 
-def make_codec(node: Mapping[str, Any], variables: Any, source: str = 'the codec') -> Codec:
+def make_codec(node: Mapping[str, Any], variables: Any, source: str = "the codec") -> Codec:
     """Holds variables against the model that they are for."""
     model = build(node, SAFE)
     shapes = fresh_variables(model)
@@ -94,19 +98,23 @@ def fresh_variables(model: Any) -> Any:
 
 def with_statistics(codec: Codec, source: Any, shape: Any, clips: int, batch: int = 4) -> Codec:
     """The codec with the mean and spread of its latents over the first ``clips`` of a source, per channel."""
-    channels = codec.variables['stats']['mean'].shape[0]
-    raw = dict(codec.variables, stats={'mean': np.zeros(channels, np.float32), 'std': np.ones(channels, np.float32)})
+    channels = codec.variables["stats"]["mean"].shape[0]
+    raw = dict(
+        codec.variables, stats={"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
+    )
     encode = dataclasses.replace(codec, variables=raw).encode
     count, total, square = 0, np.zeros(channels), np.zeros(channels)
     for first in range(0, min(clips, len(source)), batch):
         # The last batch is filled up with its last clip: one compilation.
         indices = [min(first + i, len(source) - 1) for i in range(batch)]
         clip = [_filled(source.clip(i, shape).x, shape.frames) for i in indices]
-        z = np.asarray(encode(np.stack(clip).astype(np.float32) / 127.5 - 1), np.float64).reshape(-1, channels)
+        z = np.asarray(encode(np.stack(clip).astype(np.float32) / 127.5 - 1), np.float64).reshape(
+            -1, channels
+        )
         count, total, square = count + len(z), total + z.sum(0), square + (z**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 1e-8))
-    stats = {'mean': mean.astype(np.float32), 'std': std.astype(np.float32)}
+    stats = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
     return dataclasses.replace(codec, variables=dict(codec.variables, stats=stats))
 
 
@@ -117,7 +125,7 @@ def _filled(x: Any, frames: int) -> np.ndarray:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes aside and renames."""
-    aside = f'{os.fspath(path)}.part'
-    with open(aside, 'w', encoding='utf-8') as file:
+    aside = f"{os.fspath(path)}.part"
+    with open(aside, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(aside, path)

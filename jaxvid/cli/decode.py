@@ -11,7 +11,9 @@ from jaxvid.cli.record import Writers, load_latents, outputs
 def arguments(parser):
     parser.add_argument("latents", metavar="LATENTS.safetensors", help="as jaxvid generate kept them")
     parser.add_argument("--out", default="out.mp4", help=".mp4, .gif or .webp (default: out.mp4)")
-    parser.add_argument("--checkpoint", metavar="DIR", help="the one that made them (default: the shipped model)")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="the one that made them (default: the shipped model)"
+    )
 
 
 def run(options) -> None:

@@ -24,9 +24,16 @@ STORY = (
 
 
 def arguments(parser):
-    parser.add_argument("--out", metavar="DIR", default="demo", help="where demo.mp4, demo.png and demo.json go (default: demo)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="demo",
+        help="where demo.mp4, demo.png and demo.json go (default: demo)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another video (default: 0)")
-    parser.add_argument("--checkpoint", metavar="DIR", help="a bundle or a run of the shapes world (default: the shipped)")
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="a bundle or a run of the shapes world (default: the shipped)"
+    )
     parser.add_argument("--steps", type=int, help="of sampling")
 
 
@@ -81,7 +88,9 @@ def _tell(verdict) -> None:
         print(f"{at:>3} s  asked: {text}")
         for said, count in sorted(seen.items(), key=lambda item: -item[1])[:2]:
             print(f"       seen for {count:>2} s: {said}")
-    shares = (f"{name} {100 * row['accuracy']:.0f} %" for name, row in verdict["accuracy"].items() if row["total"])
+    shares = (
+        f"{name} {100 * row['accuracy']:.0f} %" for name, row in verdict["accuracy"].items() if row["total"]
+    )
     print(f"reader: {', '.join(shares)}")
 
 

@@ -12,7 +12,19 @@ import sys
 import jaxvid
 from jaxvid.cli import main
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "pillow", "safetensors", "ml_collections")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "av",
+    "pillow",
+    "safetensors",
+    "ml_collections",
+)
 
 
 def arguments(parser):
@@ -63,13 +75,23 @@ def _memory():
 def _preallocation():
     share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     off = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "").lower() in ("0", "false")
-    return "off" if off else f"{share} of an accelerator's memory (XLA_PYTHON_CLIENT_PREALLOCATE=false turns it off)"
+    return (
+        "off"
+        if off
+        else f"{share} of an accelerator's memory (XLA_PYTHON_CLIENT_PREALLOCATE=false turns it off)"
+    )
 
 
 def _codecs():
     import av
 
-    wanted = {"libx264": "writes mp4", "h264": "reads H.264", "hevc": "reads H.265", "av1": "reads AV1", "libdav1d": "reads AV1"}
+    wanted = {
+        "libx264": "writes mp4",
+        "h264": "reads H.264",
+        "hevc": "reads H.265",
+        "av1": "reads AV1",
+        "libdav1d": "reads AV1",
+    }
     have = [f"{name} ({what})" for name, what in wanted.items() if name in av.codecs_available]
     missing = "" if "libx264" in av.codecs_available else "; libx264 is MISSING: mp4 files cannot be written"
     return ", ".join(have) + missing
@@ -77,7 +99,9 @@ def _codecs():
 
 def _cache():
     place = main.use_compilation_cache()
-    return place or "none: the cache directory cannot be written (set XDG_CACHE_HOME); every run compiles anew"
+    return (
+        place or "none: the cache directory cannot be written (set XDG_CACHE_HOME); every run compiles anew"
+    )
 
 
 def _shipped():

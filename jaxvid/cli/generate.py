@@ -16,7 +16,11 @@ def arguments(parser):
     add("prompt", nargs="?", help="what the video shows; beside a story, until the story begins")
     add("--story", metavar="FILE", help="YAML: a list of {at: seconds, prompt: text}")
     add("--seconds", type=float, help="length of the video (default: the checkpoint's, a few seconds)")
-    add("--out", default="out.mp4", help=".mp4, .gif or .webp (default: out.mp4); with --num, out-0.mp4, out-1.mp4, ...")
+    add(
+        "--out",
+        default="out.mp4",
+        help=".mp4, .gif or .webp (default: out.mp4); with --num, out-0.mp4, out-1.mp4, ...",
+    )
     add("--image", metavar="FIRST.png", help="the first frame")
     add("--last-image", metavar="LAST.png", help="the last frame")
     add("--video", metavar="CLIP.mp4", help="a video to go on from; --seconds is the length of the whole")
@@ -31,7 +35,11 @@ def arguments(parser):
     add("--dtype", help="float32 or bfloat16")
     add("--fps", type=float, help="frames per second, one of those that the checkpoint serves")
     add("--size", help="N or HEIGHTxWIDTH, one of those that the checkpoint serves")
-    add("--contact-sheet", metavar="FILE.png", help="also a picture of frames with their times (of the first video)")
+    add(
+        "--contact-sheet",
+        metavar="FILE.png",
+        help="also a picture of frames with their times (of the first video)",
+    )
 
 
 def run(options) -> None:
@@ -39,7 +47,9 @@ def run(options) -> None:
     size = parse_size(options.size)
     outputs(options.out, 1)
     if options.contact_sheet and not options.contact_sheet.lower().endswith((".png", ".jpg", ".webp")):
-        raise InputError(f"--contact-sheet {options.contact_sheet} ends in none of .png, .jpg, .webp; name the file so")
+        raise InputError(
+            f"--contact-sheet {options.contact_sheet} ends in none of .png, .jpg, .webp; name the file so"
+        )
     progress = Progress()
     story = None
     if options.story is not None:
@@ -53,7 +63,20 @@ def run(options) -> None:
 
     main.use_compilation_cache()
     pipe = Pipeline.load(options.checkpoint)
-    names = ("image", "last_image", "video", "negative", "seed", "num", "steps", "guidance", "solver", "method", "dtype", "fps")
+    names = (
+        "image",
+        "last_image",
+        "video",
+        "negative",
+        "seed",
+        "num",
+        "steps",
+        "guidance",
+        "solver",
+        "method",
+        "dtype",
+        "fps",
+    )
     asked = {name: getattr(options, name) for name in names}
     ready = pipe.prepare(options.prompt, story=story, seconds=options.seconds, size=size, **asked)
     request = ready.request

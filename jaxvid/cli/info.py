@@ -8,12 +8,21 @@ import pathlib
 
 
 def arguments(parser):
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a bundle, a run's directory (default: the shipped) or an mp4")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="a bundle, a run's directory (default: the shipped) or an mp4",
+    )
 
 
 def run(options) -> None:
     """Prints to standard output; reads everything, so that a damaged checkpoint is found out."""
-    if options.checkpoint is not None and pathlib.Path(options.checkpoint).suffix.lower() in (".mp4", ".gif", ".webp"):
+    if options.checkpoint is not None and pathlib.Path(options.checkpoint).suffix.lower() in (
+        ".mp4",
+        ".gif",
+        ".webp",
+    ):
         from jaxvid.io.video_file import read_metadata
 
         print(json.dumps(read_metadata(options.checkpoint), indent=1, ensure_ascii=False))

@@ -52,7 +52,9 @@ def call(argv: list[str]) -> int:
         dispatch(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody listens any more; exit must not complain
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nobody listens any more; exit must not complain
         return 1
     except KeyboardInterrupt as stop:
         return _complain(stop, f"interrupted{_what_was_kept(stop)}", 130)
@@ -62,7 +64,9 @@ def call(argv: list[str]) -> int:
         name = f"{error.filename}: " if error.filename else ""
         return _complain(error, f"{name}{error.strerror or error}", 2)
     except MemoryError as error:
-        return _complain(error, "out of memory; ask for fewer seconds, a smaller batch, or --method rollout", 1)
+        return _complain(
+            error, "out of memory; ask for fewer seconds, a smaller batch, or --method rollout", 1
+        )
     except Exception as error:
         return _complain(error, f"{type(error).__name__}: {error}; JAXVID_TRACEBACK=1 shows where", 1)
     finally:
@@ -79,7 +83,9 @@ def dispatch(argv: list[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxvid {jaxvid.__version__}")
-    parser.add_argument("command", metavar="COMMAND", help="one of those below; jaxvid COMMAND --help tells more")
+    parser.add_argument(
+        "command", metavar="COMMAND", help="one of those below; jaxvid COMMAND --help tells more"
+    )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     if not argv:
         parser.print_help()

@@ -37,7 +37,14 @@ class Progress:
         if not (finished or note or now - self.said >= (0.1 if self.moves else EVERY)):
             return
         self.said = now
-        self._show(f"{stage:>8} {_bar(done / total if total else 1.0) if self.moves else ''}", done, total, unit, note, now)
+        self._show(
+            f"{stage:>8} {_bar(done / total if total else 1.0) if self.moves else ''}",
+            done,
+            total,
+            unit,
+            note,
+            now,
+        )
         if finished:
             self._end_line()
             self.stage = None

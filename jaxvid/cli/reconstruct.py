@@ -13,12 +13,20 @@ from jaxvid.cli.record import Writers, outputs
 
 def arguments(parser):
     parser.add_argument("file", metavar="FILE.mp4", help="the video")
-    parser.add_argument("--out", default="reconstruction.mp4", help=".mp4, .gif or .webp (default: reconstruction.mp4)")
-    parser.add_argument("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
-    parser.add_argument("--size", help="N or HEIGHTxWIDTH to resize and crop to (default: the checkpoint's first)")
+    parser.add_argument(
+        "--out", default="reconstruction.mp4", help=".mp4, .gif or .webp (default: reconstruction.mp4)"
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)"
+    )
+    parser.add_argument(
+        "--size", help="N or HEIGHTxWIDTH to resize and crop to (default: the checkpoint's first)"
+    )
     parser.add_argument("--fps", type=float, help="frames per second (default: the checkpoint's first)")
     parser.add_argument("--seconds", type=float, help="how much of the video (default: all)")
-    parser.add_argument("--side-by-side", action="store_true", help="the original on the left, the result on the right")
+    parser.add_argument(
+        "--side-by-side", action="store_true", help="the original on the left, the result on the right"
+    )
 
 
 def run(options) -> None:
@@ -38,7 +46,9 @@ def run(options) -> None:
     fps = fps or float(pipe.serves["fps"][0])
     size = size or tuple(pipe.serves["sizes"][0])
     pipe.engine.vae.check_size(*size)
-    frames, _ = read_video(options.file, fps=fps, size=size, frames=None if seconds is None else max(1, round(seconds * fps)))
+    frames, _ = read_video(
+        options.file, fps=fps, size=size, frames=None if seconds is None else max(1, round(seconds * fps))
+    )
     decoder, scores = Decoder(pipe.engine, "float32"), []
     shown = (size[0], size[1] * (2 if options.side_by_side else 1))
     with Writers(paths, fps, shown, [{"reconstruction of": str(options.file)}]) as writers:
@@ -53,7 +63,9 @@ def run(options) -> None:
             progress.update("codec", done, len(frames), "frames")
     progress.close()
     psnr, ssim = np.concatenate(scores, 1)
-    print(f"PSNR {psnr.mean():.2f} dB (worst frame {psnr.min():.2f}), SSIM {ssim.mean():.4f} (worst {ssim.min():.4f})")
+    print(
+        f"PSNR {psnr.mean():.2f} dB (worst frame {psnr.min():.2f}), SSIM {ssim.mean():.4f} (worst {ssim.min():.4f})"
+    )
     print(f"{len(frames)} frames of {size[0]}x{size[1]} at {fps:g} fps")
     print(*paths)
 

@@ -42,7 +42,9 @@ def outputs(out: str, count: int) -> list[pathlib.Path]:
 class Writers:
     """One growing file per video. mp4 is written as frames come; gif and webp, which cannot, when all are there."""
 
-    def __init__(self, paths: Sequence[pathlib.Path], fps: float, size: tuple[int, int], recipes: Sequence[dict]):
+    def __init__(
+        self, paths: Sequence[pathlib.Path], fps: float, size: tuple[int, int], recipes: Sequence[dict]
+    ):
         self.paths, self.fps, self.recipes = paths, fps, recipes
         self.stack = contextlib.ExitStack()
         self.held: list[list[np.ndarray]] = [[] for _ in paths]
@@ -50,7 +52,9 @@ class Writers:
         with self.stack:
             for path, recipe in zip(paths, recipes, strict=True):
                 mp4 = path.suffix.lower() == ".mp4"
-                self.writers.append(self.stack.enter_context(VideoWriter(path, fps, *size, recipe)) if mp4 else None)
+                self.writers.append(
+                    self.stack.enter_context(VideoWriter(path, fps, *size, recipe)) if mp4 else None
+                )
             self.stack = self.stack.pop_all()
 
     def append(self, number: int, frames):
@@ -77,7 +81,10 @@ def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None
     recipes = [request.recipe(number) for number in range(request.batch)]
     events = pipe.events(run)
     try:
-        with contextlib.closing(events), Writers(paths, request.fps, (request.height, request.width), recipes) as writers:
+        with (
+            contextlib.closing(events),
+            Writers(paths, request.fps, (request.height, request.width), recipes) as writers,
+        ):
             for event in events:
                 progress.update(event.stage, event.done, event.total, event.unit, event.note)
                 if event.frames is not None:
@@ -101,7 +108,9 @@ def timings(pipe, took: float) -> str:
     """One line about where the time of a run went."""
     stages = pipe.seconds
     compiling = sum(stage["compile"] for stage in stages.values())
-    said = ", ".join(f"{name} {stage['compile']:.1f}" for name, stage in stages.items() if stage["compile"] >= 0.05)
+    said = ", ".join(
+        f"{name} {stage['compile']:.1f}" for name, stage in stages.items() if stage["compile"] >= 0.05
+    )
     unit = {"sample": "step", "decode": "latent frame", "encode": "latent frame"}
     steady = [f"{name} {stages[name]['steady']:.3g} s per {unit[name]}" for name in unit if name in stages]
     steady = ", ".join(text for text in steady if "nan" not in text)
@@ -118,7 +127,11 @@ def _keep(pipe, run, out: pathlib.Path) -> str:
     if latents is None:
         return ""
     request, first = run.request, run.given.first
-    meta = {"fps": request.fps, "frames": request.frames - first, "recipes": [request.recipe(i) for i in range(request.batch)]}
+    meta = {
+        "fps": request.fps,
+        "frames": request.frames - first,
+        "recipes": [request.recipe(i) for i in range(request.batch)],
+    }
     name = f"{out.stem}.latents.safetensors"
     for folder in (out.parent, pathlib.Path(tempfile.gettempdir())):
         path = folder / name

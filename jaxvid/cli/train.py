@@ -42,8 +42,8 @@ from jaxvid.training.loop import bucket_name
 from jaxvid.training.step import make_train_step, state_sharding
 from jaxvid.types import InputError
 
-TOP = ('order', 'stages', 'seed', 'mesh', 'trackers', 'name')
-PACKAGES = ('jaxvid', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'av')
+TOP = ("order", "stages", "seed", "mesh", "trackers", "name")
+PACKAGES = ("jaxvid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,30 +66,32 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any]:
     """(flags, config): the config file is run, then overridden by every --config.x=y."""
     sys.path[:0] = [] if os.getcwd() in sys.path else [os.getcwd()]
     argv = _with_equals(argv)
-    file = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+    file = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
     known = flags.FlagValues()
-    flags.DEFINE_string('workdir', None, 'The directory of the run.', flag_values=known)
-    flags.DEFINE_bool('dry_run', False, 'Build everything, compile the step, train nothing.', flag_values=known)
-    flags.DEFINE_bool('allow_config_change', False, 'Continue with another config.', flag_values=known)
+    flags.DEFINE_string("workdir", None, "The directory of the run.", flag_values=known)
+    flags.DEFINE_bool(
+        "dry_run", False, "Build everything, compile the step, train nothing.", flag_values=known
+    )
+    flags.DEFINE_bool("allow_config_change", False, "Continue with another config.", flag_values=known)
     if not file:
-        if {'--help', '--helpfull', '-h'} & set(argv):
+        if {"--help", "--helpfull", "-h"} & set(argv):
             print(__doc__)
             raise SystemExit(0)
-        raise InputError('no config; give --config=FILE, for example --config=configs/shapes.py')
+        raise InputError("no config; give --config=FILE, for example --config=configs/shapes.py")
     config = load_config(file[-1])
-    rest = [a for a in argv if not a.startswith('--config=')]
+    rest = [a for a in argv if not a.startswith("--config=")]
     for argument in rest:
-        if argument.startswith('--config.'):
-            _admit(config, argument[len('--config.') :].partition('=')[0])
-    config_flags.DEFINE_config_dict('config', config, 'The config.', flag_values=known, sys_argv=rest)
+        if argument.startswith("--config."):
+            _admit(config, argument[len("--config.") :].partition("=")[0])
+    config_flags.DEFINE_config_dict("config", config, "The config.", flag_values=known, sys_argv=rest)
     try:
         left = known(rest)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise InputError(' '.join(str(e).split())) from None
+        raise InputError(" ".join(str(e).split())) from None
     if left[1:]:
-        raise InputError(f'{left[1]!r} is not an option; options begin with -- as in --workdir=DIR')
+        raise InputError(f"{left[1]!r} is not an option; options begin with -- as in --workdir=DIR")
     if not known.workdir and not known.dry_run:
-        raise InputError('no workdir; give --workdir=DIR, where the run is kept')
+        raise InputError("no workdir; give --workdir=DIR, where the run is kept")
     check_config(known.config)
     return known, known.config
 
@@ -99,15 +101,19 @@ def check_config(config: Any) -> None:
     for key in config:
         if key not in TOP:
             near = difflib.get_close_matches(key, TOP, 1)
-            raise InputError(f'a config has no {key!r}; {f"did you mean {near[0]!r}?" if near else "it has " + ", ".join(TOP)}')
-    order = list(config.get('order', ()))
-    if not order or not config.get('stages') or len(set(order)) != len(order):
-        raise InputError('a config has order=(names of stages, each once) and stages.NAME; write both')
+            raise InputError(
+                f"a config has no {key!r}; {f'did you mean {near[0]!r}?' if near else 'it has ' + ', '.join(TOP)}"
+            )
+    order = list(config.get("order", ()))
+    if not order or not config.get("stages") or len(set(order)) != len(order):
+        raise InputError("a config has order=(names of stages, each once) and stages.NAME; write both")
     for name in order:
         if name not in config.stages:
-            raise InputError(f'order names {name!r}, which is not among stages ({", ".join(config.stages)}); correct it')
-        if not name.isidentifier() or name in ('codec', 'latents'):
-            raise InputError(f'a stage cannot be called {name!r}; use letters')
+            raise InputError(
+                f"order names {name!r}, which is not among stages ({', '.join(config.stages)}); correct it"
+            )
+        if not name.isidentifier() or name in ("codec", "latents"):
+            raise InputError(f"a stage cannot be called {name!r}; use letters")
         check_stage(name, config.stages[name])
     check(config)
     to_json(config)
@@ -119,42 +125,44 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
     say = progress.note
     text = to_json(config)
     _begin(workdir, text, command, allow_change, say)
-    mesh = make_mesh(**dict(config.get('mesh') or {}))
+    mesh = make_mesh(**dict(config.get("mesh") or {}))
     order = list(config.order)
     for place, name in enumerate(order):
-        node, done = config.stages[name], os.path.join(workdir, name, 'done.json')
+        node, done = config.stages[name], os.path.join(workdir, name, "done.json")
         this = json.loads(to_json(node))
-        if os.path.isfile(done) and _read(done).get('config') == this:
-            say(f'stage {name} is done')
+        if os.path.isfile(done) and _read(done).get("config") == this:
+            say(f"stage {name} is done")
             continue
-        say(f'stage {name} ({place + 1} of {len(order)})')
+        say(f"stage {name} ({place + 1} of {len(order)})")
         codec = None
-        if node.get('codec'):
+        if node.get("codec"):
             codec = load_codec(node.codec, workdir, order[:place])
-            codec.save(os.path.join(workdir, 'codec'))
+            codec.save(os.path.join(workdir, "codec"))
         begun = time.monotonic()
-        with open_stage(name, node, codec, os.path.join(workdir, 'latents')) as stage:
+        with open_stage(name, node, codec, os.path.join(workdir, "latents")) as stage:
             result, report = train_stage(
                 stage,
                 workdir,
                 mesh,
-                seed=int(config.get('seed', 0)) + place,
-                meta={'config': text, 'env': environment(), 'stage': name},
-                trackers=dict(config.get('trackers') or {}),
+                seed=int(config.get("seed", 0)) + place,
+                meta={"config": text, "env": environment(), "stage": name},
+                trackers=dict(config.get("trackers") or {}),
                 show=_shower(progress, name),
                 say=say,
             )
             if not result.finished:
                 stop = KeyboardInterrupt()
-                stop.add_note(f'saved at step {result.step}; the same command continues: {shlex.join(command)}')
+                stop.add_note(
+                    f"saved at step {result.step}; the same command continues: {shlex.join(command)}"
+                )
                 raise stop
-            if codec is None and hasattr(stage.task.model, 'to_latents'):
-                finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, 'codec'))
-        report = {**report, 'config': this, 'seconds': time.monotonic() - begun}
+            if codec is None and hasattr(stage.task.model, "to_latents"):
+                finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, "codec"))
+        report = {**report, "config": this, "seconds": time.monotonic() - begun}
         write_text(done, json.dumps(report, indent=1))
-        write_report(workdir, [_read(os.path.join(workdir, s, 'done.json')) for s in order[: place + 1]])
+        write_report(workdir, [_read(os.path.join(workdir, s, "done.json")) for s in order[: place + 1]])
     progress.close()
-    print(os.path.join(workdir, 'report.md'), flush=True)
+    print(os.path.join(workdir, "report.md"), flush=True)
 
 
 @contextlib.contextmanager
@@ -172,30 +180,35 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
     import tempfile
 
     say(to_json(config).rstrip())
-    mesh = make_mesh(**dict(config.get('mesh') or {}))
+    mesh = make_mesh(**dict(config.get("mesh") or {}))
     order = list(config.order)
     for place, name in enumerate(order):
         node, codec = config.stages[name], None
-        if node.get('codec') in order[:place]:
+        if node.get("codec") in order[:place]:
             codec = _untrained(config.stages[node.codec].task.model)
-        elif node.get('codec'):
-            codec = load_codec(node.codec, workdir or '.', ())
+        elif node.get("codec"):
+            codec = load_codec(node.codec, workdir or ".", ())
         with tempfile.TemporaryDirectory() as cache, open_stage(name, node, codec, cache) as stage:
             batch = next(stage.data)
-            say(f'\nstage {name}: {bucket_name(batch)}')
+            say(f"\nstage {name}: {bucket_name(batch)}")
             shapes, shardings = state_sharding(mesh, stage.task, stage.optimizer, batch)
             say(table(shapes.params))
             step = make_train_step(
-                stage.task, stage.optimizer, mesh, shardings, ema=stage.settings.ema, accumulate=stage.settings.accumulate
+                stage.task,
+                stage.optimizer,
+                mesh,
+                shardings,
+                ema=stage.settings.ema,
+                accumulate=stage.settings.accumulate,
             )
             for key, leaf in _leaves(batch):
-                say(f'  {key:<16} {leaf.dtype} {list(leaf.shape)}')
+                say(f"  {key:<16} {leaf.dtype} {list(leaf.shape)}")
             begun = time.monotonic()
             compiled = step.lower(shapes, jax.eval_shape(lambda b: b, put_batch(batch, mesh))).compile()
-            said = f'compiled the step in {time.monotonic() - begun:.1f} s'
+            said = f"compiled the step in {time.monotonic() - begun:.1f} s"
             memory = compiled.memory_analysis()
             if memory is not None:
-                said += f', which needs {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.0f} MB'
+                said += f", which needs {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.0f} MB"
             say(said)
 
 
@@ -203,11 +216,11 @@ def table(params: Any) -> str:
     """Parameters counted by the names at the top of the tree."""
     rows = {}
     for top, below in params.items():
-        for name, leaf in below.items() if hasattr(below, 'items') else [('', below)]:
-            rows[f'{top}/{name}'.rstrip('/')] = sum(math.prod(x.shape) for x in jax.tree.leaves(leaf))
+        for name, leaf in below.items() if hasattr(below, "items") else [("", below)]:
+            rows[f"{top}/{name}".rstrip("/")] = sum(math.prod(x.shape) for x in jax.tree.leaves(leaf))
     width = max(map(len, rows))
-    lines = [f'  {name:<{width}} {count:>14,}' for name, count in rows.items()]
-    return '\n'.join([*lines, f'  {"parameters":<{width}} {sum(rows.values()):>14,}'])
+    lines = [f"  {name:<{width}} {count:>14,}" for name, count in rows.items()]
+    return "\n".join([*lines, f"  {'parameters':<{width}} {sum(rows.values()):>14,}"])
 
 
 def environment() -> dict[str, Any]:
@@ -217,69 +230,82 @@ def environment() -> dict[str, Any]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     devices = [d.device_kind for d in jax.devices()]
-    return {'python': platform.python_version(), 'platform': platform.platform(), **versions, 'devices': devices}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "devices": devices,
+    }
 
 
-def _begin(workdir: str, text: str, command: list[str], allow_change: bool, say: Callable[[str], None]) -> None:
+def _begin(
+    workdir: str, text: str, command: list[str], allow_change: bool, say: Callable[[str], None]
+) -> None:
     """Makes the run's directory, or holds the config against that of the run that is there."""
-    path = os.path.join(workdir, 'config.json')
+    path = os.path.join(workdir, "config.json")
     if os.path.isfile(path):
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding="utf-8") as file:
             before = to_json(from_json(file.read()))
         changed = config_changes(before, text)
         if changed and not allow_change:
             raise InputError(
-                f'{workdir} holds a run with another config: {"; ".join(changed[:8])}; '
-                'give --allow_config_change to continue it so, or another --workdir'
+                f"{workdir} holds a run with another config: {'; '.join(changed[:8])}; "
+                "give --allow_config_change to continue it so, or another --workdir"
             )
         for line in changed:
-            say(f'config changed: {line}')
-    elif os.path.isdir(workdir) and any(not n.startswith('.') for n in os.listdir(workdir)):
-        raise InputError(f'{workdir} is not empty and holds no run (no config.json); give another --workdir')
+            say(f"config changed: {line}")
+    elif os.path.isdir(workdir) and any(not n.startswith(".") for n in os.listdir(workdir)):
+        raise InputError(f"{workdir} is not empty and holds no run (no config.json); give another --workdir")
     try:
         os.makedirs(workdir, exist_ok=True)
         write_text(path, text)
-        write_text(os.path.join(workdir, 'env.json'), json.dumps(environment(), indent=1) + '\n')
-        with open(os.path.join(workdir, 'command.txt'), 'a', encoding='utf-8') as file:
-            file.write(f'{shlex.join(command)}\n')
+        write_text(os.path.join(workdir, "env.json"), json.dumps(environment(), indent=1) + "\n")
+        with open(os.path.join(workdir, "command.txt"), "a", encoding="utf-8") as file:
+            file.write(f"{shlex.join(command)}\n")
     except OSError as e:
-        raise InputError(f'cannot write to {workdir} ({e.strerror}); give a writable --workdir') from None
+        raise InputError(f"cannot write to {workdir} ({e.strerror}); give a writable --workdir") from None
 
 
 def config_changes(before: str, after: str) -> list[str]:
     """What differs between two configs in JSON: 'path: old -> new', a line each."""
     old, new = (_flat(json.loads(t)) for t in (before, after))
-    return [f'{k}: {old.get(k, "absent")} -> {new.get(k, "absent")}' for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
+    return [
+        f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}"
+        for k in sorted({*old, *new})
+        if old.get(k) != new.get(k)
+    ]
 
 
-def _flat(node: Any, path: str = '') -> dict[str, Any]:
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
     if isinstance(node, dict) and node:
-        return {k: v for name, child in node.items() for k, v in _flat(child, f'{path}.{name}').items()}
+        return {k: v for name, child in node.items() for k, v in _flat(child, f"{path}.{name}").items()}
     if isinstance(node, list) and any(isinstance(child, dict) for child in node):
-        return {k: v for i, child in enumerate(node) for k, v in _flat(child, f'{path}[{i}]').items()}
-    return {path.lstrip('.'): node}
+        return {k: v for i, child in enumerate(node) for k, v in _flat(child, f"{path}[{i}]").items()}
+    return {path.lstrip("."): node}
 
 
 def _admit(config: Any, path: str) -> None:
     """Lets an option be overridden that a call leaves to its default: it is written down first."""
-    *folders, leaf = path.split('.')
+    *folders, leaf = path.split(".")
     node = config
     for i, name in enumerate(folders):
-        if not hasattr(node, 'keys') or name not in node:
-            if hasattr(node, 'keys') and '[' not in name:
+        if not hasattr(node, "keys") or name not in node:
+            if hasattr(node, "keys") and "[" not in name:
                 near = difflib.get_close_matches(name, list(node), 1)
-                raise InputError(f'config.{path}: no {name!r}{f"; did you mean {near[0]!r}?" if near else ""}')
+                raise InputError(
+                    f"config.{path}: no {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+                )
             return
         node = node[name]
-    if hasattr(node, 'keys') and leaf not in node and '[' not in leaf:
-        if 'kind' in node:
+    if hasattr(node, "keys") and leaf not in node and "[" not in leaf:
+        if "kind" in node:
             default = parameter(node, leaf)
             with node.unlocked():
                 node[leaf] = default
         else:
             near = difflib.get_close_matches(leaf, list(node), 1, 0.5)
-            hint = f'did you mean {near[0]!r}?' if near else f'it has {", ".join(node)}'
-            raise InputError(f'config.{path}: no {leaf!r}; {hint}')
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(node)}"
+            raise InputError(f"config.{path}: no {leaf!r}; {hint}")
 
 
 def _with_equals(argv: Sequence[str]) -> list[str]:
@@ -288,8 +314,8 @@ def _with_equals(argv: Sequence[str]) -> list[str]:
     for i, argument in enumerate(argv):
         if skip:
             skip = False
-        elif argument in ('--config', '--workdir') and i + 1 < len(argv):
-            out.append(f'{argument}={argv[i + 1]}')
+        elif argument in ("--config", "--workdir") and i + 1 < len(argv):
+            out.append(f"{argument}={argv[i + 1]}")
             skip = True
         else:
             out.append(argument)
@@ -305,13 +331,16 @@ def _untrained(node: Any) -> Codec:
     leaves, tree = jax.tree.flatten(shapes)
     values = [0.02 * jax.random.normal(jax.random.key(i), s.shape, s.dtype) for i, s in enumerate(leaves)]
     variables = tree.unflatten(values)
-    variables['stats'] = {'mean': 0 * variables['stats']['mean'], 'std': 1 + 0 * variables['stats']['std']}
+    variables["stats"] = {"mean": 0 * variables["stats"]["mean"], "std": 1 + 0 * variables["stats"]["std"]}
     return make_codec(node, variables)
 
 
 def _leaves(batch: Any) -> list[tuple[str, Any]]:
     video, cond = batch
-    return [*((f'video.{k}', getattr(video, k)) for k in ('x', 'sec', 'ok')), *((f'cond.{k}', v) for k, v in cond.items())]
+    return [
+        *((f"video.{k}", getattr(video, k)) for k in ("x", "sec", "ok")),
+        *((f"cond.{k}", v) for k, v in cond.items()),
+    ]
 
 
 def _shower(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
@@ -319,14 +348,14 @@ def _shower(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
     said = [time.monotonic()]
 
     def show(done: int, total: int, note: str) -> None:
-        if note.startswith('loss') and time.monotonic() - said[0] > 30:
+        if note.startswith("loss") and time.monotonic() - said[0] > 30:
             said[0] = time.monotonic()
-            progress.note(f'step {done}: {note}')
-        progress.update(note if not note.startswith('loss') else stage, done, total)
+            progress.note(f"step {done}: {note}")
+        progress.update(note if not note.startswith("loss") else stage, done, total)
 
     return show
 
 
 def _read(path: str) -> dict[str, Any]:
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding="utf-8") as file:
         return json.load(file)

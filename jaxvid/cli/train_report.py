@@ -12,29 +12,32 @@ from jaxvid.cli.codec import write_text
 
 def write_report(workdir: str, stages: Sequence[dict[str, Any]]) -> None:
     """WORKDIR/report.md, from what every finished stage has to tell."""
-    lines = [f'# {os.path.basename(workdir)}', '']
+    lines = [f"# {os.path.basename(workdir)}", ""]
     for stage in stages:
         lines += _stage(workdir, stage)
-    write_text(os.path.join(workdir, 'report.md'), '\n'.join(lines) + '\n')
+    write_text(os.path.join(workdir, "report.md"), "\n".join(lines) + "\n")
 
 
 def _stage(workdir: str, stage: dict[str, Any]) -> list[str]:
-    name, history = stage['stage'], stage['history']
-    lines = [f'## {name}', '', f'{stage["step"]} steps; {stage["seconds"]:.0f} s in the last run.', '']
+    name, history = stage["stage"], stage["history"]
+    lines = [f"## {name}", "", f"{stage['step']} steps; {stage['seconds']:.0f} s in the last run.", ""]
     if history:
         first, last = history[0], history[-1]
         lines += [
-            f'| held out | step {first["step"]} | step {last["step"]} |',
-            '|---|---|---|',
-            *(f'| {k} | {first[k]:.5g} | {last[k]:.5g} |' for k in last if k != 'step' and k in first),
-            '',
+            f"| held out | step {first['step']} | step {last['step']} |",
+            "|---|---|---|",
+            *(f"| {k} | {first[k]:.5g} | {last[k]:.5g} |" for k in last if k != "step" and k in first),
+            "",
         ]
-    if stage['times']:
-        lines += ['| bucket | compile | step (median) | steps |', '|---|---|---|---|']
-        for bucket, t in stage['times'].items():
-            lines.append(f'| {bucket} | {t["compile"]:.1f} s | {t["step"]:.3f} s | {t["steps"]} |')
-        lines.append('')
-    for picture, said in (('reconstruction.png', 'originals above, reconstructions below'), ('sample.png', 'a sample')):
+    if stage["times"]:
+        lines += ["| bucket | compile | step (median) | steps |", "|---|---|---|---|"]
+        for bucket, t in stage["times"].items():
+            lines.append(f"| {bucket} | {t['compile']:.1f} s | {t['step']:.3f} s | {t['steps']} |")
+        lines.append("")
+    for picture, said in (
+        ("reconstruction.png", "originals above, reconstructions below"),
+        ("sample.png", "a sample"),
+    ):
         if os.path.isfile(os.path.join(workdir, name, picture)):
-            lines += [f'![{said}]({name}/{picture})', '', f'{said[0].upper()}{said[1:]}.', '']
+            lines += [f"![{said}]({name}/{picture})", "", f"{said[0].upper()}{said[1:]}.", ""]
     return lines

@@ -21,17 +21,17 @@ def reconstruction(stage: Any, state: Any, step: int, folder: str, tracker: Any)
     """FOLDER/reconstruction.png: up to two held-out clips, each above what the autoencoder makes of it."""
     source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
     x = stage.batches(source, 1)[0][0].x[:2]
-    variables = {'params': state.ema, **state.rest}
+    variables = {"params": state.ema, **state.rest}
     y = np.asarray(jax.jit(lambda v, x: stage.task.model.apply(v, x)[0])(variables, x))
     rows = []
     for original, made in zip(_pixels(x), _pixels(y), strict=True):
         shown = np.linspace(0, len(original) - 1, min(SHOWN, len(original))).round().astype(int)
         rows += [np.concatenate(list(clip[shown]), 1) for clip in (original, made)]
     picture = np.concatenate(rows)
-    _save_image(picture, os.path.join(folder, 'reconstruction.png'))
-    _save_image(picture, os.path.join(folder, 'samples', f'{step:07}.png'))
+    _save_image(picture, os.path.join(folder, "reconstruction.png"))
+    _save_image(picture, os.path.join(folder, "samples", f"{step:07}.png"))
     beside = np.concatenate([_pixels(x)[0], _pixels(y)[0]], 2)
-    tracker.video(step, 'reconstruction', beside, stage.fps)
+    tracker.video(step, "reconstruction", beside, stage.fps)
 
 
 def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Callable[[str], None]) -> None:
@@ -42,31 +42,31 @@ def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Ca
     from jaxvid.cli.train_stage import pipeline_spec
     from jaxvid.pipeline import Pipeline
 
-    options = dict(stage.node.get('samples') or {})
-    if options.get('never'):
+    options = dict(stage.node.get("samples") or {})
+    if options.get("never"):
         return
     source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
     shape = stage.buckets[0].shape(stage.fps)
     video, cond = stage.batches(source, 1)[0]
-    prompts = tuple(options.get('prompts') or ()) or tuple(
-        decode_text(t) for t in cond['tokens'][: int(options.get('count', 2)), 0]
+    prompts = tuple(options.get("prompts") or ()) or tuple(
+        decode_text(t) for t in cond["tokens"][: int(options.get("count", 2)), 0]
     )
-    seconds = float(options.get('seconds', shape.frames / stage.fps))
+    seconds = float(options.get("seconds", shape.frames / stage.fps))
     params = jax.tree.map(np.asarray, state.ema)
     pipe = Pipeline(pipeline_spec(stage), params, stage.codec.variables)
-    extend = int(options.get('extend', 0))
+    extend = int(options.get("extend", 0))
     for i, prompt in enumerate(prompts):
-        given = {'video': _pixels(video.x)[i % len(video.x)][:extend]} if extend else {}
+        given = {"video": _pixels(video.x)[i % len(video.x)][:extend]} if extend else {}
         try:
-            clip = pipe(prompt or 'a video', seconds=seconds, seed=i, **given)
+            clip = pipe(prompt or "a video", seconds=seconds, seed=i, **given)
         except (InputError, FloatingPointError) as e:
             # A sample is a picture of the training, not a part of it.
-            say(f'no sample at step {step}: {e}')
+            say(f"no sample at step {step}: {e}")
             return
-        clip.save(os.path.join(folder, 'samples', f'{step:07}-{i}.mp4'))
+        clip.save(os.path.join(folder, "samples", f"{step:07}-{i}.mp4"))
         if i == 0:
-            clip.contact_sheet(os.path.join(folder, 'sample.png'))
-        tracker.video(step, f'sample/{i}', np.asarray(clip.frames), clip.fps)
+            clip.contact_sheet(os.path.join(folder, "sample.png"))
+        tracker.video(step, f"sample/{i}", np.asarray(clip.frames), clip.fps)
 
 
 def _pixels(x: Any) -> np.ndarray:
@@ -74,5 +74,5 @@ def _pixels(x: Any) -> np.ndarray:
 
 
 def _save_image(picture: np.ndarray, path: str) -> None:
-    Image.fromarray(picture).save(path + '.part', 'PNG')
-    os.replace(path + '.part', path)
+    Image.fromarray(picture).save(path + ".part", "PNG")
+    os.replace(path + ".part", path)

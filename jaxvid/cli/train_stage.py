@@ -43,9 +43,8 @@ from jaxvid.training.step import TrainState, make_eval_step
 from jaxvid.training.trackers import TensorBoard, Trackers, Wandb
 from jaxvid.types import InputError
 
-NEEDED = ('task', 'source', 'data', 'optimizer', 'train')
-OPTIONAL = ('held_out', 'evaluate', 'codec', 'latents', 'samples', 'serve', 'statistics', 'init')
-
+NEEDED = ("task", "source", "data", "optimizer", "train")
+OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "init")
 
 
 @dataclasses.dataclass
@@ -68,7 +67,9 @@ class Stage:
 
     def batches(self, source: Any, count: int) -> list[Any]:
         """The first batches of a source, in the first bucket, the same every time."""
-        options = {k: self.node.data[k] for k in ('text_length', 'spans', 'frames_multiple') if k in self.node.data}
+        options = {
+            k: self.node.data[k] for k in ("text_length", "spans", "frames_multiple") if k in self.node.data
+        }
         return list(fixed_batches(source, self.buckets[0], count, fps=self.fps, **options))
 
 
@@ -76,29 +77,29 @@ def check_stage(name: str, node: Any) -> None:
     """The keys of a stage's config, before anything is built."""
     for key in NEEDED:
         if key not in node:
-            raise InputError(f'stages.{name} has no {key}; a stage has {", ".join(NEEDED)}')
+            raise InputError(f"stages.{name} has no {key}; a stage has {', '.join(NEEDED)}")
     for key in node:
         if key not in NEEDED + OPTIONAL:
             near = difflib.get_close_matches(key, NEEDED + OPTIONAL, 1)
-            hint = f'did you mean {near[0]!r}?' if near else f'it may have {", ".join(NEEDED + OPTIONAL)}'
-            raise InputError(f'stages.{name} has no option {key!r}; {hint}')
+            hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(NEEDED + OPTIONAL)}"
+            raise InputError(f"stages.{name} has no option {key!r}; {hint}")
 
 
 def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
     """Builds a stage; ``cache`` is the directory of latents."""
     task, optimizer, settings = build(node.task), build(node.optimizer), build(node.train)
     if not isinstance(settings, Settings):
-        raise InputError(f'stages.{name}.train is {type(settings).__name__}; write call(Settings, steps=...)')
+        raise InputError(f"stages.{name}.train is {type(settings).__name__}; write call(Settings, steps=...)")
     buckets, fps = build(node.data.buckets), float(node.data.fps)
     raw = build(node.source)
-    raw_held_out = build(node.held_out) if node.get('held_out') else None
-    for what, found in (('source', raw), ('held_out', raw_held_out)):
+    raw_held_out = build(node.held_out) if node.get("held_out") else None
+    for what, found in (("source", raw), ("held_out", raw_held_out)):
         if found is not None and len(found) == 0:
-            raise InputError(f'stages.{name}.{what} has no clips; point it at a place with videos')
+            raise InputError(f"stages.{name}.{what} has no clips; point it at a place with videos")
     source, held_out = raw, raw_held_out
     if codec is not None:
-        options = dict(node.get('latents') or {})
-        cache = options.get('dir') or cache
+        options = dict(node.get("latents") or {})
+        cache = options.get("dir") or cache
         held_size = None if raw_held_out is None else min(len(raw_held_out), 4096)
 
         def latents(source: Any, size: int | None) -> LatentSource:
@@ -106,16 +107,18 @@ def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
                 source, codec.encode, codec.key, cache, time_factor=codec.model.time_factor, size=size
             )
 
-        source = latents(raw, options.get('size'))
+        source = latents(raw, options.get("size"))
         held_out = None if raw_held_out is None else latents(raw_held_out, held_size)
-    processes = {'process_index': jax.process_index(), 'process_count': jax.process_count()}
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     data = build(node.data, None, source=source, buckets=buckets, **processes)
-    return Stage(name, node, task, optimizer, settings, data, raw, source, held_out, raw_held_out, codec, buckets, fps)
+    return Stage(
+        name, node, task, optimizer, settings, data, raw, source, held_out, raw_held_out, codec, buckets, fps
+    )
 
 
 def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
     """The held-out loss of the averaged parameters: same clips, same noise, every time."""
-    count = int((stage.node.get('evaluate') or {}).get('batches', 4))
+    count = int((stage.node.get("evaluate") or {}).get("batches", 4))
 
     def made(shardings: TrainState) -> Evaluate:
         run = make_eval_step(stage.task, mesh, shardings)
@@ -126,7 +129,7 @@ def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
             for i, batch in enumerate(batches):
                 metrics = run(state.ema, state.rest, put_batch(batch, mesh), jax.random.key(i))
                 rows.append(jax.device_get(metrics))
-            names = [k for k in rows[0] if not k.startswith('frames_')]
+            names = [k for k in rows[0] if not k.startswith("frames_")]
             return {k: float(np.mean([row[k] for row in rows])) for k in names}
 
         return evaluate
@@ -138,16 +141,16 @@ def pipeline_spec(stage: Stage) -> dict[str, Any]:
     """What a pipeline must know to be made from this stage; see `jaxvid.io.bundle`."""
     node = stage.node
     sizes = sorted({(b.height, b.width) for b in stage.buckets})
-    serve = dict(node.get('serve') or {})
+    serve = dict(node.get("serve") or {})
     longest = max(b.frames for b in stage.buckets) / stage.fps
-    serves = {'sizes': [list(s) for s in sizes], 'fps': [stage.fps], 'seconds': serve.pop('longest', 600.0)}
+    serves = {"sizes": [list(s) for s in sizes], "fps": [stage.fps], "seconds": serve.pop("longest", 600.0)}
     return {
-        'model': node.task.model,
-        'vae': stage.codec.node if stage.codec else None,
-        'process': node.task.process,
-        'serves': serves,
-        'defaults': {'seconds': round(longest, 3), **serve},
-        'text_length': int(node.data.get('text_length', 96)),
+        "model": node.task.model,
+        "vae": stage.codec.node if stage.codec else None,
+        "process": node.task.process,
+        "serves": serves,
+        "defaults": {"seconds": round(longest, 3), **serve},
+        "text_length": int(node.data.get("text_length", 96)),
     }
 
 
@@ -164,13 +167,13 @@ def train_stage(
 ) -> tuple[Result, dict[str, Any]]:
     """Trains a stage in WORKDIR/NAME; returns the result and what there is to report of it."""
     folder = os.path.join(workdir, stage.name)
-    with Checkpoints(os.path.join(folder, 'checkpoints'), stage.settings.keep) as checkpoints:
+    with Checkpoints(os.path.join(folder, "checkpoints"), stage.settings.keep) as checkpoints:
         if stage.codec is not None:
             write_text(os.path.join(folder, SPEC), to_json(pipeline_spec(stage)))
             prefill(stage, show)
-        followers = [TensorBoard(os.path.join(folder, 'tensorboard'))]
-        if trackers.get('wandb'):
-            followers.append(Wandb(trackers['wandb'], folder, meta))
+        followers = [TensorBoard(os.path.join(folder, "tensorboard"))]
+        if trackers.get("wandb"):
+            followers.append(Wandb(trackers["wandb"], folder, meta))
         tracker = Trackers(followers)
         try:
             result = run(
@@ -191,19 +194,22 @@ def train_stage(
             )
         finally:
             tracker.close()
-    report = {'stage': stage.name, 'step': result.step, 'history': result.history, 'times': result.times}
+    report = {"stage": stage.name, "step": result.step, "history": result.history, "times": result.times}
     return result, report
 
 
 def starter(stage: Stage) -> Callable[[TrainState], TrainState] | None:
     """Begins from the weights that ``init`` names instead of random ones."""
-    if not stage.node.get('init'):
+    if not stage.node.get("init"):
         return None
 
     def prepare(state: TrainState) -> TrainState:
         loaded = load_weights(stage.node.init)
-        params = restore_into(state.params, loaded.get('params', loaded), stage.node.init)
-        rest = {k: restore_into(v, loaded[k], stage.node.init) if k in loaded else v for k, v in state.rest.items()}
+        params = restore_into(state.params, loaded.get("params", loaded), stage.node.init)
+        rest = {
+            k: restore_into(v, loaded[k], stage.node.init) if k in loaded else v
+            for k, v in state.rest.items()
+        }
         return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=rest)
 
     return prepare
@@ -211,15 +217,17 @@ def starter(stage: Stage) -> Callable[[TrainState], TrainState] | None:
 
 def prefill(stage: Stage, show: Progress) -> None:
     """Encodes what training and evaluation will read, where the config does not say otherwise."""
-    options = dict(stage.node.get('latents') or {})
+    options = dict(stage.node.get("latents") or {})
     shapes = [b.shape(stage.fps) for b in stage.buckets]
-    batch = int(options.get('batch', 8))
-    if options.get('prefill', True):
-        stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, 'latents'))
+    batch = int(options.get("batch", 8))
+    if options.get("prefill", True):
+        stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
     if stage.held_out is not None:
-        count = int((stage.node.get('evaluate') or {}).get('batches', 4)) * stage.buckets[0].batch
+        count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
         indices = range(min(count, len(stage.held_out)))
-        stage.held_out.prefill(shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, 'latents'))
+        stage.held_out.prefill(
+            shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, "latents")
+        )
 
 
 def sampler(
@@ -228,7 +236,7 @@ def sampler(
     """Pictures of how far the stage is, in FOLDER/samples."""
     from jaxvid.cli import train_samples
 
-    os.makedirs(os.path.join(folder, 'samples'), exist_ok=True)
+    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
     if stage.codec is None:
         return lambda state, step: train_samples.reconstruction(stage, state, step, folder, tracker)
     return lambda state, step: train_samples.videos(stage, state, step, folder, tracker, say)
@@ -236,9 +244,9 @@ def sampler(
 
 def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:
     """The trained autoencoder with the statistics of its latents, written to WORKDIR/NAME."""
-    variables = jax.tree.map(np.asarray, {'params': state.ema, **state.rest})
+    variables = jax.tree.map(np.asarray, {"params": state.ema, **state.rest})
     codec = Codec(stage.node.task.model, stage.task.model, variables)
-    clips = int(stage.node.get('statistics') or 256)
+    clips = int(stage.node.get("statistics") or 256)
     bucket = max(stage.buckets, key=lambda b: b.frames)
     codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips)
     codec.save(os.path.join(workdir, stage.name))

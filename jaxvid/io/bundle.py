@@ -35,7 +35,9 @@ def is_bundle(path) -> bool:
     return pathlib.Path(path, SPEC).is_file()
 
 
-def save_bundle(path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = "") -> pathlib.Path:
+def save_bundle(
+    path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = ""
+) -> pathlib.Path:
     """Writes a bundle aside and renames it to ``path``; a bundle that was there is replaced, anything else is refused.
 
     Args:
@@ -85,9 +87,13 @@ def load_spec(path) -> dict[str, Any]:
     file = pathlib.Path(path, SPEC)
     spec = read_json(file)
     if spec.get("format") != FORMAT:
-        raise InputError(f"{file} is not the description of a jaxvid pipeline; save one with Pipeline.save(directory)")
+        raise InputError(
+            f"{file} is not the description of a jaxvid pipeline; save one with Pipeline.save(directory)"
+        )
     if spec.get("version") != VERSION:
-        raise InputError(f"{file} has version {spec.get('version')!r} and this jaxvid reads {VERSION}; update jaxvid")
+        raise InputError(
+            f"{file} has version {spec.get('version')!r} and this jaxvid reads {VERSION}; update jaxvid"
+        )
     return check_spec(spec, file)
 
 
@@ -96,7 +102,9 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         return from_json(file.read_text(encoding="utf-8")).to_dict()
     except FileNotFoundError:
-        raise InputError(f"{file.parent} has no {file.name}; give a bundle's directory or a training run's") from None
+        raise InputError(
+            f"{file.parent} has no {file.name}; give a bundle's directory or a training run's"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:160]}") from None
     except InputError as error:
@@ -111,7 +119,9 @@ def check_spec(spec: dict[str, Any], file: pathlib.Path) -> dict[str, Any]:
     serves = spec["serves"]
     parts = [spec[part] for part in ("model", "vae", "process", "defaults", "serves")]
     fine = all(isinstance(part, Mapping) for part in parts) and isinstance(spec["text_length"], int)
-    fine = fine and all(isinstance(serves.get(key), (list, tuple)) and len(serves[key]) for key in ("sizes", "fps"))
+    fine = fine and all(
+        isinstance(serves.get(key), (list, tuple)) and len(serves[key]) for key in ("sizes", "fps")
+    )
     if not fine:
         raise InputError(f"{file} has fields of a wrong type; save the bundle again")
     return spec
@@ -134,7 +144,9 @@ def _replace(part: pathlib.Path, path: pathlib.Path):
 
 def _cast(tree, dtype: str):
     wanted = jax.numpy.dtype(dtype)
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(wanted) if np.asarray(leaf).dtype.kind == "f" else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf).astype(wanted) if np.asarray(leaf).dtype.kind == "f" else leaf, tree
+    )
 
 
 def _card(spec) -> str:

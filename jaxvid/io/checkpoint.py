@@ -31,11 +31,11 @@ from jaxvid.config import from_json
 from jaxvid.io.weights import load_weights, unflatten
 from jaxvid.types import InputError
 
-MANIFEST = 'manifest.json'
-SPEC = 'spec.json'  # of a stage: what a pipeline must know, see `jaxvid.io.bundle`
+MANIFEST = "manifest.json"
+SPEC = "spec.json"  # of a stage: what a pipeline must know, see `jaxvid.io.bundle`
 SCHEMA = 1
 _MANIFEST_BYTES = 16 << 20
-_MODEL = ('ema', 'rest')  # fields of the state that a pipeline needs
+_MODEL = ("ema", "rest")  # fields of the state that a pipeline needs
 
 
 class Checkpoints:
@@ -47,21 +47,23 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
         if keep < 1:
-            raise InputError(f'keep={keep} checkpoints would lose the run; keep at least 1, better 2')
+            raise InputError(f"keep={keep} checkpoints would lose the run; keep at least 1, better 2")
         self.directory = os.path.abspath(os.fspath(directory))
         self.keep = keep
         self.warnings: list[str] = []
         try:
             os.makedirs(self.directory, exist_ok=True)
-            self._lock = open(os.path.join(self.directory, '.writer.lock'), 'a+')  # noqa: SIM115
+            self._lock = open(os.path.join(self.directory, ".writer.lock"), "a+")  # noqa: SIM115
         except OSError as e:
-            raise InputError(f'cannot write to {self.directory} ({e.strerror}); give a writable --workdir') from None
+            raise InputError(
+                f"cannot write to {self.directory} ({e.strerror}); give a writable --workdir"
+            ) from None
         self._take_lock()
         for name in os.listdir(self.directory):
-            if 'orbax-checkpoint-tmp' in name or name.startswith('.trash-'):
+            if "orbax-checkpoint-tmp" in name or name.startswith(".trash-"):
                 shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: concurrent.futures.Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -81,10 +83,10 @@ class Checkpoints:
         if os.path.exists(path):
             return
         model, other = _split(state)
-        meta = {**meta, 'step': step, 'schema': SCHEMA}
+        meta = {**meta, "step": step, "schema": SCHEMA}
         tree = {k: [list(np.shape(v)), str(v.dtype)] for k, v in {**model, **other}.items()}
-        args = {'meta': ocp.args.JsonSave(meta), 'state': ocp.args.StandardSave(other)}
-        args['model'] = ocp.args.StandardSave(model)
+        args = {"meta": ocp.args.JsonSave(meta), "state": ocp.args.StandardSave(other)}
+        args["model"] = ocp.args.StandardSave(model)
         self._writer.save(path, args=ocp.args.Composite(**args))
         self._saving = self._thread.submit(self._finish, step, path, tree)
 
@@ -95,8 +97,10 @@ class Checkpoints:
             try:
                 saving.result()
             except (OSError, ValueError, RuntimeError) as e:
-                text = ' '.join(str(e).split())[:300]
-                raise InputError(f'a checkpoint could not be saved in {self.directory} ({text}); free space?') from e
+                text = " ".join(str(e).split())[:300]
+                raise InputError(
+                    f"a checkpoint could not be saved in {self.directory} ({text}); free space?"
+                ) from e
 
     def latest(self) -> int | None:
         """The newest step that is whole, every byte hashed; None where nothing was ever saved.
@@ -113,16 +117,16 @@ class Checkpoints:
                 return step
             if not os.path.exists(os.path.join(path, MANIFEST)):
                 # A writer was killed before it was done: nothing that was whole is lost.
-                os.replace(path, _free(path + '.unfinished'))
-                self.warnings.append(f'checkpoint {path} was not completed; set aside as {step}.unfinished')
+                os.replace(path, _free(path + ".unfinished"))
+                self.warnings.append(f"checkpoint {path} was not completed; set aside as {step}.unfinished")
                 continue
-            reasons.append(f'{step}: {reason}')
-            os.replace(path, _free(path + '.bad'))
-            self.warnings.append(f'checkpoint {path} is damaged ({reason}); set aside as {step}.bad')
-        bad = sorted(n for n in os.listdir(self.directory) if n.partition('.')[0].isdigit() and '.bad' in n)
+            reasons.append(f"{step}: {reason}")
+            os.replace(path, _free(path + ".bad"))
+            self.warnings.append(f"checkpoint {path} is damaged ({reason}); set aside as {step}.bad")
+        bad = sorted(n for n in os.listdir(self.directory) if n.partition(".")[0].isdigit() and ".bad" in n)
         if reasons or bad:
-            said = '; '.join(reasons) or ', '.join(bad)
-            raise InputError(f'no checkpoint in {self.directory} is whole ({said}); use a new --workdir')
+            said = "; ".join(reasons) or ", ".join(bad)
+            raise InputError(f"no checkpoint in {self.directory} is whole ({said}); use a new --workdir")
         return None
 
     def restore(self, step: int, shapes: Any, shardings: Any) -> tuple[Any, dict[str, Any]]:
@@ -140,11 +144,11 @@ class Checkpoints:
         _compare(path, wanted)
         model = {k: v for k, v in wanted.items() if _of_model(k)}
         other = {k: v for k, v in wanted.items() if not _of_model(k)}
-        args = {'meta': ocp.args.JsonRestore(), 'state': ocp.args.StandardRestore(other)}
-        args['model'] = ocp.args.StandardRestore(model)
+        args = {"meta": ocp.args.JsonRestore(), "state": ocp.args.StandardRestore(other)}
+        args["model"] = ocp.args.StandardRestore(model)
         found = _read(path, args)
-        flat = {**found['model'], **found['state']}
-        return structure.unflatten([flat[k] for k in wanted]), found['meta']
+        flat = {**found["model"], **found["state"]}
+        return structure.unflatten([flat[k] for k in wanted]), found["meta"]
 
     def close(self) -> None:
         """Waits for the last save and lets go of the lock."""
@@ -160,14 +164,14 @@ class Checkpoints:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.seek(0)
-            holder = self._lock.read(200).strip() or 'unknown'
+            holder = self._lock.read(200).strip() or "unknown"
             self._lock.close()
             raise InputError(
-                f'{self.directory} is being written by another run ({holder}); stop it or give another --workdir'
+                f"{self.directory} is being written by another run ({holder}); stop it or give another --workdir"
             ) from None
         self._lock.seek(0)
         self._lock.truncate()
-        self._lock.write(f'pid {os.getpid()} on {os.uname().nodename}')
+        self._lock.write(f"pid {os.getpid()} on {os.uname().nodename}")
         self._lock.flush()
 
     def _finish(self, step: int, path: str, tree: Mapping[str, Any]) -> None:
@@ -175,10 +179,10 @@ class Checkpoints:
         self._writer.wait_until_finished()
         if jax.process_index() == 0:
             files = {name: [os.path.getsize(f), _hash(f)] for name, f in _files(path)}
-            made = {'schema': SCHEMA, 'step': step, 'saved': time.time(), 'tree': tree, 'files': files}
+            made = {"schema": SCHEMA, "step": step, "saved": time.time(), "tree": tree, "files": files}
             _write_json(os.path.join(path, MANIFEST), made)
             for old in all_steps(self.directory)[: -self.keep]:
-                trash = os.path.join(self.directory, f'.trash-{old}')
+                trash = os.path.join(self.directory, f".trash-{old}")
                 os.replace(os.path.join(self.directory, str(old)), trash)
                 shutil.rmtree(trash, ignore_errors=True)
 
@@ -187,7 +191,9 @@ def all_steps(directory: str | os.PathLike[str]) -> list[int]:
     """The steps that have a directory, whole or not, ascending."""
     if not os.path.isdir(directory):
         return []
-    return sorted(int(n) for n in os.listdir(directory) if n.isdigit() and os.path.isdir(os.path.join(directory, n)))
+    return sorted(
+        int(n) for n in os.listdir(directory) if n.isdigit() and os.path.isdir(os.path.join(directory, n))
+    )
 
 
 def damage(path: str | os.PathLike[str], hashes: bool = False) -> str | None:
@@ -196,14 +202,14 @@ def damage(path: str | os.PathLike[str], hashes: bool = False) -> str | None:
         manifest = _manifest(path)
     except InputError as e:
         return str(e)
-    for name, entry in manifest['files'].items():
+    for name, entry in manifest["files"].items():
         file = os.path.join(path, name)
         if os.path.islink(file) or not os.path.isfile(file):
-            return f'{name} is missing'
+            return f"{name} is missing"
         if os.path.getsize(file) != entry[0]:
-            return f'{name} has {os.path.getsize(file)} bytes instead of {entry[0]}'
+            return f"{name} has {os.path.getsize(file)} bytes instead of {entry[0]}"
         if hashes and _hash(file) != entry[1]:
-            return f'{name} was changed since it was written'
+            return f"{name} was changed since it was written"
     return None
 
 
@@ -212,41 +218,45 @@ def load_ema(workdir: str | os.PathLike[str], stage: str, step: int | None = Non
 
     The newest whole checkpoint of ``WORKDIR/STAGE/checkpoints`` is read, or that of ``step``; nothing is written.
     """
-    directory = os.path.join(os.fspath(workdir), stage, 'checkpoints')
+    directory = os.path.join(os.fspath(workdir), stage, "checkpoints")
     path = find(directory, step)
-    tree = _manifest(path)['tree']
+    tree = _manifest(path)["tree"]
     names = [k for k in tree if _of_model(k)]
     as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in names}
     blank = {k: 0 for k in names}
-    found = _read(path, {'model': ocp.args.PyTreeRestore(item=blank, restore_args=as_numpy)})['model']
-    flat = {k.replace('.', '/'): np.asarray(v) for k, v in found.items()}
+    found = _read(path, {"model": ocp.args.PyTreeRestore(item=blank, restore_args=as_numpy)})["model"]
+    flat = {k.replace(".", "/"): np.asarray(v) for k, v in found.items()}
     variables = unflatten(flat)
-    return {'params': variables.get('ema', {}), **variables.get('rest', {})}
+    return {"params": variables.get("ema", {}), **variables.get("rest", {})}
 
 
 def load_run(workdir: str | os.PathLike[str]) -> tuple[dict[str, Any], Any, Any]:
     """``(spec, params, vae)`` of a training run, like those of a bundle: its last stage that learned latents."""
     workdir = os.fspath(workdir)
-    order = _json_file(os.path.join(workdir, 'config.json')).get('order', ())
+    order = _json_file(os.path.join(workdir, "config.json")).get("order", ())
     stages = [s for s in order if isinstance(s, str) and os.path.isfile(os.path.join(workdir, s, SPEC))]
     if not stages:
-        raise InputError(f'the run {workdir} has not begun to train a backbone; let it run on, or give a bundle')
+        raise InputError(
+            f"the run {workdir} has not begun to train a backbone; let it run on, or give a bundle"
+        )
     spec = _json_file(os.path.join(workdir, stages[-1], SPEC)).to_dict()
-    vae = load_weights(os.path.join(workdir, 'codec', 'vae.safetensors'))
-    return spec, load_ema(workdir, stages[-1])['params'], vae
+    vae = load_weights(os.path.join(workdir, "codec", "vae.safetensors"))
+    return spec, load_ema(workdir, stages[-1])["params"], vae
 
 
 def _json_file(path: str) -> Any:
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding="utf-8") as file:
             return from_json(file.read((1 << 20) + 1))
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f'{path} cannot be read ({" ".join(str(e).split())[:160]}); give a training run') from None
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(e).split())[:160]}); give a training run"
+        ) from None
 
 
 def load_meta(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
     """The meta of a step (the newest whole one): config, place in the data, versions, history, step."""
-    return _read(find(directory, step), {'meta': ocp.args.JsonRestore()})['meta']
+    return _read(find(directory, step), {"meta": ocp.args.JsonRestore()})["meta"]
 
 
 def find(directory: str | os.PathLike[str], step: int | None = None) -> str:
@@ -260,24 +270,28 @@ def find(directory: str | os.PathLike[str], step: int | None = None) -> str:
         reason = damage(os.path.join(directory, str(s)), hashes=True)
         if reason is None:
             return os.path.join(directory, str(s))
-        reasons.append(f'{s}: {reason}')
+        reasons.append(f"{s}: {reason}")
     if reasons:
-        raise InputError(f'no checkpoint in {directory} is whole ({"; ".join(reasons)}); train again or copy it again')
-    what = 'checkpoint' if step is None else f'checkpoint of step {step}'
-    raise InputError(f'no {what} in {directory}; give the --workdir of a training run')
+        raise InputError(
+            f"no checkpoint in {directory} is whole ({'; '.join(reasons)}); train again or copy it again"
+        )
+    what = "checkpoint" if step is None else f"checkpoint of step {step}"
+    raise InputError(f"no {what} in {directory}; give the --workdir of a training run")
 
 
 def _split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     flat = {_name(p): v for p, v in jax.tree_util.tree_flatten_with_path(state)[0]}
-    return {k: v for k, v in flat.items() if _of_model(k)}, {k: v for k, v in flat.items() if not _of_model(k)}
+    return {k: v for k, v in flat.items() if _of_model(k)}, {
+        k: v for k, v in flat.items() if not _of_model(k)
+    }
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator='.')
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _of_model(name: str) -> bool:
-    return name.partition('.')[0] in _MODEL
+    return name.partition(".")[0] in _MODEL
 
 
 def _read(path: str, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,43 +299,51 @@ def _read(path: str, args: Mapping[str, Any]) -> dict[str, Any]:
         try:
             found = reader.restore(path, args=ocp.args.Composite(**args))
         except (OSError, ValueError, KeyError, TypeError) as e:
-            text = ' '.join(str(e).split())[:300]
-            raise InputError(f'{path} is not a checkpoint of this library ({text}); give a run of jaxvid train') from e
+            text = " ".join(str(e).split())[:300]
+            raise InputError(
+                f"{path} is not a checkpoint of this library ({text}); give a run of jaxvid train"
+            ) from e
     return {k: found[k] for k in args}
 
 
 def _compare(path: str, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     """The first differences between what is stored and what is wanted, as one error."""
-    stored = {k: (tuple(v[0]), v[1]) for k, v in _manifest(path)['tree'].items()}
+    stored = {k: (tuple(v[0]), v[1]) for k, v in _manifest(path)["tree"].items()}
     asked = {k: (tuple(v.shape), str(v.dtype)) for k, v in wanted.items()}
-    said = [f'{k} is stored as {stored[k]} and wanted as {asked[k]}' for k in asked if k in stored and asked[k] != stored[k]]
-    said += [f'{k} is not stored' for k in asked if k not in stored]
-    said += [f'{k} is stored and not wanted' for k in stored if k not in asked]
+    said = [
+        f"{k} is stored as {stored[k]} and wanted as {asked[k]}"
+        for k in asked
+        if k in stored and asked[k] != stored[k]
+    ]
+    said += [f"{k} is not stored" for k in asked if k not in stored]
+    said += [f"{k} is stored and not wanted" for k in stored if k not in asked]
     if said:
-        more = f'; and {len(said) - 8} more' if len(said) > 8 else ''
-        raise InputError(f'{path} is of another model or optimizer: {"; ".join(said[:8])}{more}; use its own config')
+        more = f"; and {len(said) - 8} more" if len(said) > 8 else ""
+        raise InputError(
+            f"{path} is of another model or optimizer: {'; '.join(said[:8])}{more}; use its own config"
+        )
 
 
 def _manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = os.path.join(path, MANIFEST)
     if not os.path.isfile(file):
-        raise InputError('no manifest.json, it was not completed or is foreign')
+        raise InputError("no manifest.json, it was not completed or is foreign")
     if os.path.getsize(file) > _MANIFEST_BYTES:
-        raise InputError('manifest.json is too large to be one')
+        raise InputError("manifest.json is too large to be one")
     try:
-        with open(file, encoding='utf-8') as f:
+        with open(file, encoding="utf-8") as f:
             made = json.load(f)
-        newer = made['schema'] > SCHEMA
-        fine = isinstance(made['tree'], dict) and all(
-            isinstance(v, list) and len(v) == 2 and not os.path.isabs(k) and '..' not in k.split('/')
-            for k, v in made['files'].items()
+        newer = made["schema"] > SCHEMA
+        fine = isinstance(made["tree"], dict) and all(
+            isinstance(v, list) and len(v) == 2 and not os.path.isabs(k) and ".." not in k.split("/")
+            for k, v in made["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError('manifest.json cannot be read') from None
+        raise InputError("manifest.json cannot be read") from None
     if newer:
-        raise InputError(f'it was written by a newer jaxvid (schema {made["schema"]}); update jaxvid')
+        raise InputError(f"it was written by a newer jaxvid (schema {made['schema']}); update jaxvid")
     if not fine:
-        raise InputError('manifest.json is not one of ours')
+        raise InputError("manifest.json is not one of ours")
     return made
 
 
@@ -336,13 +358,13 @@ def _files(path: str) -> list[tuple[str, str]]:
 
 
 def _hash(file: str) -> str:
-    with open(file, 'rb') as f:
-        return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _write_json(path: str, value: Any) -> None:
-    aside = path + '.part'
-    with open(aside, 'w', encoding='utf-8') as f:
+    aside = path + ".part"
+    with open(aside, "w", encoding="utf-8") as f:
         json.dump(value, f)
         f.flush()
         os.fsync(f.fileno())
@@ -357,5 +379,5 @@ def _write_json(path: str, value: Any) -> None:
 def _free(path: str) -> str:
     n, at = 1, path
     while os.path.exists(at):
-        n, at = n + 1, f'{path}-{n}'
+        n, at = n + 1, f"{path}-{n}"
     return at

@@ -47,7 +47,9 @@ def same_frame_init(tail: bool, copies: int = 1):
 
 def past_of(x, frames, memory):
     """The frames before x, zeros where there is no memory."""
-    return jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype) if memory is None else memory.astype(x.dtype)
+    return (
+        jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype) if memory is None else memory.astype(x.dtype)
+    )
 
 
 class ChannelNorm(nn.Module):
@@ -98,7 +100,9 @@ class FrameConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         stride = (self.stride, self.stride)
-        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + bias.astype(self.dtype)
+        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + bias.astype(
+            self.dtype
+        )
 
 
 class HalveTime(nn.Module):
@@ -168,7 +172,9 @@ class FrameAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         batch, frames, height, width, channels = x.shape
-        y = ChannelNorm(self.floor, self.dtype, name="norm")(x).reshape(batch, frames, height * width, channels)
+        y = ChannelNorm(self.floor, self.dtype, name="norm")(x).reshape(
+            batch, frames, height * width, channels
+        )
         q, k, v = jnp.split(nn.Dense(3 * channels, dtype=self.dtype, name="to_qkv")(y), 3, axis=-1)
         scores = jnp.einsum("btqc,btkc->btqk", q, k).astype(jnp.float32) / math.sqrt(channels)
         y = jnp.einsum("btqk,btkc->btqc", nn.softmax(scores).astype(v.dtype), v)
@@ -188,9 +194,13 @@ class Middle(nn.Module):
     def __call__(self, x, memory=None):
         memory = memory or {}
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-        x, m0 = block(self.features, self.tail, self.floor, self.dtype, name="resnets_0")(x, memory.get("resnets_0"))
+        x, m0 = block(self.features, self.tail, self.floor, self.dtype, name="resnets_0")(
+            x, memory.get("resnets_0")
+        )
         x = FrameAttention(self.floor, self.dtype, name="attentions_0")(x)
-        x, m1 = block(self.features, self.tail, self.floor, self.dtype, name="resnets_1")(x, memory.get("resnets_1"))
+        x, m1 = block(self.features, self.tail, self.floor, self.dtype, name="resnets_1")(
+            x, memory.get("resnets_1")
+        )
         return x, {"resnets_0": m0, "resnets_1": m1}
 
 
@@ -225,6 +235,8 @@ def average_down(x, features, time, space, first):
 def repeat_up(x, features, time, space, first):
     """The shortcut around a level that grows: channels repeated, then laid out as blocks of pixels; frame 0 stays one."""
     b, t, h, w, c = x.shape
-    x = jnp.repeat(x, features * time * space * space // c, axis=-1).reshape(b, t, h, w, features, time, space, space)
+    x = jnp.repeat(x, features * time * space * space // c, axis=-1).reshape(
+        b, t, h, w, features, time, space, space
+    )
     x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * time, h * space, w * space, features)
     return x[:, time - 1 :] if first else x

@@ -44,7 +44,9 @@ class Linear(nn.Module):
         kernel = self.param("kernel", named(self.init, *self.axes), (x.shape[-1], self.features), jnp.float32)
         y = x @ kernel.astype(x.dtype)
         if self.bias:
-            bias = self.param("bias", named(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32)
+            bias = self.param(
+                "bias", named(nn.initializers.zeros, self.axes[1]), (self.features,), jnp.float32
+            )
             y = y + along(bias, y)
         return y
 

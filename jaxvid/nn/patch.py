@@ -13,7 +13,9 @@ def patchify(x: Float[Array, "B T H W C"], patch: tuple[int, int, int]) -> Float
     """[B,T,H,W,C] -> [B, T/pt, H/ph, W/pw, pt*ph*pw*C]. Raises InputError when a patch does not divide."""
     pt, ph, pw = patch
     if any(n % p for n, p in zip(x.shape[1:4], patch, strict=True)):
-        raise InputError(f"frames, rows and columns {x.shape[1:4]} are not multiples of patch {patch}; pad or crop")
+        raise InputError(
+            f"frames, rows and columns {x.shape[1:4]} are not multiples of patch {patch}; pad or crop"
+        )
     return rearrange(x, "b (t i) (h j) (w k) c -> b t h w (i j k c)", i=pt, j=ph, k=pw)
 
 

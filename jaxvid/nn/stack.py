@@ -59,7 +59,9 @@ class Pattern(nn.Module):
         layer = nn.remat(Layer) if self.remat else Layer
         after = []
         for i, mixer in enumerate(self.mixers):
-            x, m = layer(mixer, self.cross, self.ratio, name=f"layer_{i}")(x, level, text, memory and memory[i])
+            x, m = layer(mixer, self.cross, self.ratio, name=f"layer_{i}")(
+                x, level, text, memory and memory[i]
+            )
             after.append(m)
         return x, memory and tuple(after)
 
@@ -99,4 +101,6 @@ class Stack(nn.Module):
             length=self.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(self.mixers, self.cross, self.ratio, self.remat, name="pattern")(x, memory, level, text)
+        return scanned(self.mixers, self.cross, self.ratio, self.remat, name="pattern")(
+            x, memory, level, text
+        )

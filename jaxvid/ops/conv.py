@@ -81,6 +81,8 @@ def conv3d(
     last = (frames - 1) * stride[0] + 1 if frames else 0
     views = [x[:, k : k + last : stride[0]] for k in range(taps)]
     if channels <= FEW_CHANNELS or not frames:
-        side_by_side = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], taps * channels, kernel.shape[-1])
+        side_by_side = jnp.moveaxis(kernel, 0, 2).reshape(
+            *kernel.shape[1:3], taps * channels, kernel.shape[-1]
+        )
         return conv2d(jnp.concatenate(views, axis=-1), side_by_side, **space)
     return sum(conv2d(view, kernel[k], **space) for k, view in enumerate(views))

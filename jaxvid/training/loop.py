@@ -53,10 +53,12 @@ class Settings:
 
     def __post_init__(self):
         if self.steps < 1 or (self.minutes is not None and not self.minutes > 0):
-            raise InputError(f'train.steps={self.steps} train.minutes={self.minutes}: nothing to do; give more than 0')
-        for name in ('log_every', 'save_every', 'keep', 'give_up', 'accumulate'):
+            raise InputError(
+                f"train.steps={self.steps} train.minutes={self.minutes}: nothing to do; give more than 0"
+            )
+        for name in ("log_every", "save_every", "keep", "give_up", "accumulate"):
             if getattr(self, name) < 1:
-                raise InputError(f'train.{name}={getattr(self, name)} is not positive; give 1 or more')
+                raise InputError(f"train.{name}={getattr(self, name)} is not positive; give 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,9 @@ def run(
     meta: JSON that is stored with every checkpoint. prepare: a last touch to a fresh state (weights to start from).
     """
     with Interrupted() as interrupted:
-        loop = _Loop(task, optimizer, data, mesh, settings, checkpoints, dict(meta or {}), tracker, progress, say)
+        loop = _Loop(
+            task, optimizer, data, mesh, settings, checkpoints, dict(meta or {}), tracker, progress, say
+        )
         loop.start(seed, prepare)
         judge = evaluate(loop.shardings) if evaluate is not None else None
         return loop.go(interrupted, judge, sample)
@@ -161,11 +165,11 @@ class _Loop:
                 self.state = jax.device_put(prepare(self.state), self.shardings)
         else:
             self.state, stored = self.checkpoints.restore(step, self.shapes, self.shardings)
-            self.data.set_state(stored['data'])
-            self.history = stored['history']
-            self.before = stored['seconds']
+            self.data.set_state(stored["data"])
+            self.history = stored["history"]
+            self.before = stored["seconds"]
             self.step = step
-            self.say(f'continuing at step {step}')
+            self.say(f"continuing at step {step}")
 
     def go(self, interrupted: Interrupted, judge: Evaluate | None, sample: Any) -> Result:
         settings = self.settings
@@ -196,21 +200,27 @@ class _Loop:
                     self.evaluate(judge)
                 if settings.sample_every and sample is not None and self.step % settings.sample_every == 0:
                     sample(self.state, self.step)
-                if self.step % settings.save_every == 0 or time.monotonic() - self.saved > 60 * settings.save_minutes:
+                if (
+                    self.step % settings.save_every == 0
+                    or time.monotonic() - self.saved > 60 * settings.save_minutes
+                ):
                     self.save()
                 self.ticked = time.monotonic()
         if waiting is not None:
             self.log(*waiting)
         finished = self.over()
-        if finished and judge is not None and self.history[-1]['step'] != self.step:
+        if finished and judge is not None and self.history[-1]["step"] != self.step:
             self.evaluate(judge)
         self.save()
         self.checkpoints.wait()
         if finished and sample is not None:
             sample(self.state, self.step)
         if interrupted.by and not finished:
-            self.say(f'{interrupted.by}: saved at step {self.step}')
-        times = {k: {**v, 'step': statistics.median(v['step']) if v['step'] else math.nan} for k, v in self.times.items()}
+            self.say(f"{interrupted.by}: saved at step {self.step}")
+        times = {
+            k: {**v, "step": statistics.median(v["step"]) if v["step"] else math.nan}
+            for k, v in self.times.items()
+        }
         return Result(self.state, self.shardings, self.step, finished, self.history, times)
 
     def over(self) -> bool:
@@ -229,12 +239,12 @@ class _Loop:
         """Compiles the step for a bucket it has not met, and says how long that took."""
         key = bucket_name(batch)
         if key not in self.compiled:
-            self.say(f'compiling the step for {key}')
+            self.say(f"compiling the step for {key}")
             begun = time.monotonic()
             self.compiled[key] = self.step_fn.lower(self.state, batch).compile()
             seconds = time.monotonic() - begun
-            self.times[key] = {'compile': seconds, 'step': [], 'steps': 0}
-            self.say(f'compiled in {seconds:.1f} s')
+            self.times[key] = {"compile": seconds, "step": [], "steps": 0}
+            self.say(f"compiled in {seconds:.1f} s")
             self.ticked = time.monotonic()
         return key
 
@@ -244,32 +254,34 @@ class _Loop:
         now = time.monotonic()
         took, self.ticked = now - self.ticked, now
         times = self.times[key]
-        times['steps'] += 1
-        if times['steps'] > 1:
-            times['step'] = [*times['step'][-199:], took]
-        skipped = int(values['skipped'])
+        times["steps"] += 1
+        if times["steps"] > 1:
+            times["step"] = [*times["step"][-199:], took]
+        skipped = int(values["skipped"])
         self.bad = (skipped, self.bad[1] + 1 if skipped > self.bad[0] else 0)
         if self.bad[1] >= self.settings.give_up:
             raise InputError(
-                f'the loss or its gradient was not finite for {self.bad[1]} steps in a row, up to step {step}; '
-                'lower the learning rate, the last good checkpoint is kept'
+                f"the loss or its gradient was not finite for {self.bad[1]} steps in a row, up to step {step}; "
+                "lower the learning rate, the last good checkpoint is kept"
             )
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             if self.tracker is not None:
-                self.tracker.scalars(step, {**{f'train/{k}': v for k, v in values.items()}, 'time/step': took})
+                self.tracker.scalars(
+                    step, {**{f"train/{k}": v for k, v in values.items()}, "time/step": took}
+                )
         if self.progress is not None:
-            self.progress(step, self.settings.steps, f'loss {values["loss"]:.4g}')
+            self.progress(step, self.settings.steps, f"loss {values['loss']:.4g}")
 
     def evaluate(self, judge: Evaluate) -> None:
         values = {k: float(v) for k, v in judge(self.state, self.step).items()}
-        self.history.append({'step': self.step, **values})
+        self.history.append({"step": self.step, **values})
         if self.tracker is not None:
-            self.tracker.scalars(self.step, {f'held_out/{k}': v for k, v in values.items()})
-        said = ' '.join(f'{k} {v:.4g}' for k, v in values.items() if k in ('loss', 'psnr', 'mse'))
-        self.say(f'held out at step {self.step}: {said}')
+            self.tracker.scalars(self.step, {f"held_out/{k}": v for k, v in values.items()})
+        said = " ".join(f"{k} {v:.4g}" for k, v in values.items() if k in ("loss", "psnr", "mse"))
+        self.say(f"held out at step {self.step}: {said}")
 
     def save(self) -> None:
-        meta = {**self.meta, 'data': self.place, 'history': self.history, 'seconds': self.seconds()}
+        meta = {**self.meta, "data": self.place, "history": self.history, "seconds": self.seconds()}
         self.checkpoints.save(self.step, self.state, meta)
         self.saved = time.monotonic()
 
@@ -277,5 +289,5 @@ class _Loop:
 def bucket_name(batch: Any) -> str:
     """The shape of a batch of video and of its captions, in words: one compilation each."""
     video, cond = batch
-    tokens = f' captions {np.shape(cond["tokens"])[1]}' if 'tokens' in cond else ''
-    return f'video {"x".join(map(str, video.x.shape))}{tokens}'
+    tokens = f" captions {np.shape(cond['tokens'])[1]}" if "tokens" in cond else ""
+    return f"video {'x'.join(map(str, video.x.shape))}{tokens}"

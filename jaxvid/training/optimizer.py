@@ -23,7 +23,7 @@ Rate = Callable[[Any], Any]
 
 # Only matrices of weights decay. Pulling A_log, D, dt_bias, norms, biases, embeddings or tables of modulation to zero
 # changes what the network is, not how smooth it is.
-_DECAYS = re.compile(r'(?:.*/)?kernel')
+_DECAYS = re.compile(r"(?:.*/)?kernel")
 
 
 class Optimizer(NamedTuple):
@@ -61,7 +61,7 @@ def wsd(peak: float, steps: int, warmup: int = 0, decay: float = 0.2, end: float
     """Warm-up, stay, and over the last ``decay`` (a share of ``steps``) a straight line down to ``end * peak``."""
     _check(peak=peak, warmup=warmup, steps=steps)
     if not 0 < decay <= 1:
-        raise InputError(f'decay={decay} is not a share of the steps; give more than 0 and at most 1')
+        raise InputError(f"decay={decay} is not a share of the steps; give more than 0 and at most 1")
     start = max(warmup, round(steps * (1 - decay)))
     return lambda step: peak * _ramp(step, warmup) * (1 + (end - 1) * _way(step, start, steps))
 
@@ -69,7 +69,7 @@ def wsd(peak: float, steps: int, warmup: int = 0, decay: float = 0.2, end: float
 def decays(params: Params) -> Any:
     """Which leaves decay: a tree of bool. Leaves named ``kernel`` do."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(_DECAYS.fullmatch('/'.join(str(getattr(p, 'key', p)) for p in path))), params
+        lambda path, _: bool(_DECAYS.fullmatch("/".join(str(getattr(p, "key", p)) for p in path))), params
     )
 
 
@@ -83,7 +83,9 @@ def adamw(
 ) -> Optimizer:
     """AdamW: gradients clipped by their global norm, weight decay (times the rate) on kernels only."""
     if not (0 <= b1 < 1 and 0 <= b2 < 1 and eps > 0 and decay >= 0 and (clip is None or clip > 0)):
-        raise InputError(f'adamw b1={b1} b2={b2} eps={eps} decay={decay} clip={clip}; betas in [0, 1), the rest positive')
+        raise InputError(
+            f"adamw b1={b1} b2={b2} eps={eps} decay={decay} clip={clip}; betas in [0, 1), the rest positive"
+        )
     schedule: Rate = rate if callable(rate) else constant(float(rate))
     chain = optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
@@ -94,7 +96,9 @@ def adamw(
 
 def _ramp(step: Any, warmup: int) -> Any:
     # Step 0 moves already: a first step of rate 0 would be lost.
-    return jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / max(warmup, 1)) if warmup else jnp.float32(1)
+    return (
+        jnp.minimum(1.0, (jnp.asarray(step, jnp.float32) + 1) / max(warmup, 1)) if warmup else jnp.float32(1)
+    )
 
 
 def _way(step: Any, start: int, end: int) -> Any:
@@ -102,7 +106,7 @@ def _way(step: Any, start: int, end: int) -> Any:
 
 
 def _check(peak: float, warmup: int, steps: int | None = None) -> None:
-    if not 0 < peak < float('inf'):
-        raise InputError(f'a learning rate of {peak} cannot train; give a positive peak such as 3e-4')
+    if not 0 < peak < float("inf"):
+        raise InputError(f"a learning rate of {peak} cannot train; give a positive peak such as 3e-4")
     if warmup < 0 or (steps is not None and steps <= warmup):
-        raise InputError(f'warmup={warmup} steps do not fit a schedule of steps={steps}; warm up for less')
+        raise InputError(f"warmup={warmup} steps do not fit a schedule of steps={steps}; warm up for less")

@@ -41,7 +41,7 @@ class DiffusionTask:
 
     def __post_init__(self):
         if not 0 <= self.drop_text <= 1:
-            raise InputError(f'drop_text={self.drop_text} is not a chance; give a number from 0 to 1')
+            raise InputError(f"drop_text={self.drop_text} is not a chance; give a number from 0 to 1")
 
     def init(self, key: Array, batch: Batch) -> Variables:
         video, cond = batch
@@ -62,9 +62,9 @@ class DiffusionTask:
     def _cond(self, key: Array, video: Video, cond: Cond) -> dict[str, Array]:
         batch, frames = video.x.shape[:2]
         drop, given = jax.random.split(key)
-        cond = {**cond, 'drop': jax.random.uniform(drop, (batch,)) < self.drop_text}
+        cond = {**cond, "drop": jax.random.uniform(drop, (batch,)) < self.drop_text}
         if self.given is not None:
-            cond['given'] = self.given(given, batch, frames) & video.ok
+            cond["given"] = self.given(given, batch, frames) & video.ok
         return cond
 
 

@@ -32,12 +32,19 @@ def test_round_trip_is_exact(saved):
     assert {k: spec[k] for k in SPEC} == json.loads(json.dumps(SPEC))
     np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"])
     np.testing.assert_array_equal(vae["stats"]["mean"], VAE["stats"]["mean"])
-    assert sorted(p.name for p in saved.iterdir()) == ["README.md", "model.safetensors", "pipeline.json", "vae.safetensors"]
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "README.md",
+        "model.safetensors",
+        "pipeline.json",
+        "vae.safetensors",
+    ]
     assert "64x64" in (saved / "README.md").read_text()
 
 
 def test_bfloat16_on_disk(tmp_path):
-    _, params, vae = bundle.load_bundle(bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE, dtype="bfloat16"))
+    _, params, vae = bundle.load_bundle(
+        bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE, dtype="bfloat16")
+    )
     assert vae["params"]["b"].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(vae["stats"]["mean"], VAE["stats"]["mean"])
     np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"].astype(ml_dtypes.bfloat16))
@@ -77,7 +84,9 @@ def test_a_foreign_description_is_one_line(saved, text, said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", [{"serves": []}, {"serves": {"sizes": [], "fps": [16]}}, {"text_length": "long"}, {"vae": "x"}])
+@pytest.mark.parametrize(
+    "change", [{"serves": []}, {"serves": {"sizes": [], "fps": [16]}}, {"text_length": "long"}, {"vae": "x"}]
+)
 def test_fields_of_a_wrong_type_are_one_line(saved, change):
     (saved / "pipeline.json").write_text(json.dumps({**bundle.load_spec(saved), **change}))
     with pytest.raises(InputError, match="wrong type"):

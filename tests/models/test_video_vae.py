@@ -16,7 +16,9 @@ ATOL = 2e-5
 SIZE = (8, 12)
 MODELS = {
     "plain": video_vae.micro(mult=(1, 1, 2), temporal=(True, True), base=4),
-    "residual": video_vae.micro(mult=(1, 1, 2), temporal=(False, True), base=4, patch=2, residual=True, dec_base=6),
+    "residual": video_vae.micro(
+        mult=(1, 1, 2), temporal=(False, True), base=4, patch=2, residual=True, dec_base=6
+    ),
 }
 
 
@@ -149,7 +151,9 @@ def test_tail_initialisation_is_an_image_autoencoder():
     np.testing.assert_allclose(means.reshape(images.shape), images, atol=ATOL)
     z = latents_for(model, 3)
     frames = model.apply(variables, z, method="decode")
-    images = model.apply(variables, z.reshape(-1, 1, *z.shape[2:]), method="decode").reshape(2, 3, *frames.shape[2:])
+    images = model.apply(variables, z.reshape(-1, 1, *z.shape[2:]), method="decode").reshape(
+        2, 3, *frames.shape[2:]
+    )
     want = jnp.concatenate([images[:, :1], jnp.repeat(images[:, 1:], n, axis=1)], axis=1)
     np.testing.assert_allclose(frames, want, atol=ATOL)
     gradient = jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x[:, :1])[0] ** 2))(variables["params"])
@@ -196,7 +200,10 @@ def test_round_trip_samples_with_a_key(running):
     np.testing.assert_allclose(jnp.clip(sure, -1, 1), apply(posterior.mean, method="decode"), atol=1e-6)
 
 
-@pytest.mark.parametrize("frames,first,near", [(2, True, 1), (4, True, 5), (7, True, 9), (0, True, 1), (6, False, 8), (1, False, 4)])
+@pytest.mark.parametrize(
+    "frames,first,near",
+    [(2, True, 1), (4, True, 5), (7, True, 9), (0, True, 1), (6, False, 8), (1, False, 4)],
+)
 def test_wrong_lengths_name_the_nearest(frames, first, near):
     model = MODELS["plain"]
     with pytest.raises(InputError, match=rf"{frames} frames .* give {near}$"):
@@ -211,7 +218,9 @@ def test_wrong_lengths_name_the_nearest(frames, first, near):
 def test_wrong_sizes_name_the_nearest():
     with pytest.raises(InputError, match=r"9x31 .* multiples of 4; resize to 8x32$"):
         MODELS["plain"].latent_shape(5, 9, 31)
-    with pytest.raises(InputError, match=r"shape \(1, 2, 2, 2, 3\) cannot be decoded; give \[B, F, h, w, 4\]"):
+    with pytest.raises(
+        InputError, match=r"shape \(1, 2, 2, 2, 3\) cannot be decoded; give \[B, F, h, w, 4\]"
+    ):
         MODELS["plain"].check_latents(jnp.zeros((1, 2, 2, 2, 3)))
     with pytest.raises(InputError, match="temporal"):
         video_vae.micro(temporal=(True, True)).init(jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))
@@ -226,7 +235,9 @@ def test_latent_sizes():
     assert model.latent_shape(61, 64, 48) == (16, 8, 6, 8)
 
 
-@pytest.mark.parametrize("name,millions", [("tiny", 0.9), ("small", 14.2), ("wan21", 126.9), ("wan22", 704.7)])
+@pytest.mark.parametrize(
+    "name,millions", [("tiny", 0.9), ("small", 14.2), ("wan21", 126.9), ("wan22", 704.7)]
+)
 def test_parameter_counts(name, millions):
     model = getattr(video_vae, name)()
     assert round(video_vae.count_parameters(model) / 1e6, 1) == millions
@@ -256,7 +267,9 @@ def test_remat_changes_nothing():
     x = clip_for(model, 5, batch=1)
 
     def gradient(model):
-        return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, x)[0] ** 2)))(variables["params"])
+        return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, x)[0] ** 2)))(
+            variables["params"]
+        )
 
     for a, b in zip(
         jax.tree.leaves(gradient(model)), jax.tree.leaves(gradient(model.clone(remat=True))), strict=True

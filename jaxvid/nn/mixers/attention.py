@@ -35,7 +35,9 @@ class Attention(nn.Module):
         if not self.causal:
             return None
         if self.window is None:
-            raise InputError("causal attention without a window has no memory of constant size; give window=frames")
+            raise InputError(
+                "causal attention without a window has no memory of constant size; give window=frames"
+            )
         shape = (batch, self.window * grid[0] * grid[1], width // self.head, self.head)
         return {"k": jnp.zeros(shape), "v": jnp.zeros(shape), "frames": jnp.zeros((), jnp.int32)}
 
@@ -45,9 +47,13 @@ class Attention(nn.Module):
         if width % self.head:
             raise InputError(f"width {width} does not split into heads of {self.head}")
         if self.causal and frames % self.block:
-            raise InputError(f"{frames} frames are not a multiple of block={self.block}; pad them or change block")
+            raise InputError(
+                f"{frames} frames are not a multiple of block={self.block}; pad them or change block"
+            )
         tokens = rows * columns
-        qkv = Linear(3 * width, ("embed", "heads"), name="qkv")(x).reshape(b, frames * tokens, 3, -1, self.head)
+        qkv = Linear(3 * width, ("embed", "heads"), name="qkv")(x).reshape(
+            b, frames * tokens, 3, -1, self.head
+        )
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
 
@@ -63,7 +69,9 @@ class Attention(nn.Module):
                 "frames": jnp.minimum(memory["frames"] + frames, self.window),
             }
         angles = rotary_table(grid_positions(past + frames, rows, columns), self.head)
-        y = attention(rotate(q, angles[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory))
+        y = attention(
+            rotate(q, angles[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory)
+        )
         y = Linear(width, ("heads", "embed"), name="out")(y.reshape(b, frames, rows, columns, width))
         return y, memory if memory is None else after
 

@@ -96,7 +96,9 @@ class Mamba(nn.Module):
         """Inner width, heads, and width of the convolution."""
         inner = int(self.expand * width)
         if inner % self.head or (inner // self.head) % self.groups:
-            raise InputError(f"inner width {inner} does not split into heads of {self.head} in {self.groups} groups")
+            raise InputError(
+                f"inner width {inner} does not split into heads of {self.head} in {self.groups} groups"
+            )
         return inner, inner // self.head, inner + 2 * self.groups * self.state
 
     @nn.nowrap
@@ -114,7 +116,9 @@ class Mamba(nn.Module):
     def __call__(self, x: Float[Array, "B T H W D"], memory=None):
         width, grid = x.shape[-1], x.shape[1:4]
         inner, heads, conv = self.sizes(width)
-        fused = Linear(inner + conv + heads, ("embed", "mlp"), bias=False, init=uniform_fan_in, name="in_proj")(x)
+        fused = Linear(
+            inner + conv + heads, ("embed", "mlp"), bias=False, init=uniform_fan_in, name="in_proj"
+        )(x)
         gate, rest = jnp.split(fused, [inner], -1)
 
         kernel = self.param("conv_kernel", named(uniform_fan_in, None, "mlp"), (self.conv, conv), jnp.float32)
@@ -167,7 +171,9 @@ class Mamba(nn.Module):
     def _causal(self, seq, grid, scan, memory):
         frames, tokens = grid[0], grid[1] * grid[2]
         if frames % self.block:
-            raise InputError(f"{frames} frames are not a multiple of block={self.block}; pad them or change block")
+            raise InputError(
+                f"{frames} frames are not a multiple of block={self.block}; pad them or change block"
+            )
         if memory is None:
             ahead, _, _ = scan(seq)
             after = None

@@ -31,7 +31,9 @@ class Mate(nn.Module):
         return far + near, memory
 
 
-def mate(layer: int, *, window=(8, 4, 4), review=(2, 2, 2), head=32, window_head=None, state=32, expand=2, chunk=64):
+def mate(
+    layer: int, *, window=(8, 4, 4), review=(2, 2, 2), head=32, window_head=None, state=32, expand=2, chunk=64
+):
     """The MATE of a layer: scan order ``layer % 4``, windows shifted in odd layers."""
     return Mate(
         far=Mamba(order=layer % 4, review=review, head=head, state=state, expand=expand, chunk=chunk),

@@ -53,7 +53,11 @@ def test_every_mixer_of_the_folder_has_its_laws_here():
     for path in folder.glob("*.py"):
         module = importlib.import_module(f"jaxvid.nn.mixers.{path.stem}")
         for name, thing in vars(module).items():
-            mine = inspect.isclass(thing) and issubclass(thing, nn.Module) and thing.__module__ == module.__name__
+            mine = (
+                inspect.isclass(thing)
+                and issubclass(thing, nn.Module)
+                and thing.__module__ == module.__name__
+            )
             assert not mine or name in seen, f"{name} in {path.name} is not tested here"
 
 

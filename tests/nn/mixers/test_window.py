@@ -89,7 +89,9 @@ def test_moving_by_whole_windows_moves_the_result():
     x = jax.random.normal(jax.random.key(0), (1, 8, 4, 6, 8))
     params = nn.unbox(mixer.init(jax.random.key(1), x, None))
     run = jax.jit(lambda x: mixer.apply(params, x, None)[0])
-    np.testing.assert_allclose(run(jnp.roll(x, (4, 2, 4), (1, 2, 3))), jnp.roll(run(x), (4, 2, 4), (1, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        run(jnp.roll(x, (4, 2, 4), (1, 2, 3))), jnp.roll(run(x), (4, 2, 4), (1, 2, 3)), atol=1e-6
+    )
 
 
 def test_two_layers_with_the_shift_join_all_neighbours():
