@@ -75,7 +75,7 @@ class Engine:
         return self._variants[which, dtype]
 
     def call(self, stage: str, key, function, args, units: int = 1, donate: tuple[int, ...] = ()):
-        """``function(*args)``, compiled once per shape and waited for; keeps the time of a unit when nothing was compiled."""
+        """``function(*args)``, compiled once per shape and waited for; keeps a unit's time when nothing was compiled."""
         ready = self.executables.has(stage, key, args)
         run = self.executables.get(stage, key, function, args, donate)
         start = time.perf_counter()
@@ -138,7 +138,7 @@ class Engine:
         """Denoises window after window; yields ``(rows done, rows in all, note, latents)`` around every model call.
 
         Args:
-          told: host arrays `text`, `text_mask` [B, S, L, ...], `span` [B, F], `null` (the same keys for the negative) or None.
+          told: host arrays `text`, `text_mask` [B, S, L, ...], `span` [B, F], `null` (the same for the negative) or None.
           given: float32 [F, h, w, C], clean where ``mask`` [F]. F is a whole number of windows.
           window, overlap: as from `window`.
 

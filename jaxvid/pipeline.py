@@ -88,7 +88,7 @@ class Pipeline:
     def load(cls, path=None) -> Pipeline:
         """The shipped model (no argument), a bundle's directory, or a training run's. Raises `InputError`."""
         if path is None and not is_bundle(SHIPPED):
-            raise InputError(f"this installation holds no model ({SHIPPED} is missing); give the directory of a bundle or a run")
+            raise InputError(f"no model is installed ({SHIPPED} is missing); give the directory of a bundle or a run")
         path = pathlib.Path(SHIPPED if path is None else path)
         if not path.exists():
             raise InputError(f"checkpoint {path} does not exist; give the directory of a bundle or a training run")
@@ -307,7 +307,7 @@ class Pipeline:
         return int(self.serves.get("window", 4 * stages.CHUNK)), int(self.serves.get("overlap", stages.CHUNK))
 
     def _told(self, request: Request, given: Given, texts: list[str], padded: int) -> dict[str, Any]:
-        """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` where there is a negative."""
+        """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` if there is a negative."""
         text, mask = self.engine.text(texts, request.dtype)
         most = padded_spans(max(map(len, request.stories)), SPANS)
         times = given.first + frame_times(padded, self.engine.vae.time_factor)

@@ -91,7 +91,7 @@ def decode_latents(vae, first: bool) -> Callable:
 
 
 def open_window(solver: Solver, frames: int) -> Callable:
-    """``(rollout, given[B, F], value[B, F, ...]) -> (carry, given, value)``: the noise of a window, with its past in place."""
+    """``(rollout, given[B, F], value[B, F, ...]) -> (carry, given, value)``: a window's noise, with its past in place."""
 
     def run(rollout, given, value):
         noise, given, value = rollout_.open_window(rollout, frames, given, value)

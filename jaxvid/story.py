@@ -2,8 +2,8 @@
 """Stories: which sentence speaks about which second of a video.
 
 A story is ``((at, text), ...)``: times in seconds from the start of the video, strictly increasing, the first one 0. In a
-file it is YAML, a list of ``{at: seconds, prompt: text}``. Networks see it as a table of caption spans and, per latent frame,
-the number of the span that speaks about it.
+file it is YAML, a list of ``{at: seconds, prompt: text}``. Networks see it as a table of caption spans and, per latent
+frame, the number of the span that speaks about it.
 """
 
 from __future__ import annotations

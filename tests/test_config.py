@@ -137,7 +137,8 @@ def test_load_config(tmp_path):
     path = tmp_path / "toy.py"
     path.write_text(
         "import optax, ml_collections\nfrom jaxvid.config import call\n"
-        "def get_config():\n    c = ml_collections.ConfigDict()\n    c.o = call(optax.sgd, learning_rate=0.1)\n    return c\n"
+        "def get_config():\n    c = ml_collections.ConfigDict()\n"
+        "    c.o = call(optax.sgd, learning_rate=0.1)\n    return c\n"
     )
     assert load_config(path).o.learning_rate == 0.1
     with pytest.raises(InputError, match="did you mean .*toy.py"):

@@ -49,7 +49,7 @@ def test_the_public_names_touch_no_device_and_import_no_tensorflow():
 
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Pipelin.*it has.*Pipeline"):
-        jaxvid.Pipelin
+        jaxvid.Pipelin  # noqa: B018
 
 
 def test_every_public_name_is_found():

@@ -36,7 +36,7 @@ def run(options) -> None:
     for name, tell in FACTS.items():
         try:
             said = tell()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             said = f"cannot be told ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         lines = said if isinstance(said, list) else [said]
         for number, line in enumerate(lines):

@@ -33,9 +33,10 @@ def run(options) -> None:
     engine, serves = pipe.engine, pipe.serves
     rows = {
         "checkpoint": options.checkpoint or f"{SHIPPED} (shipped)",
-        "model": f"{_millions(engine.params)} parameters, {'causal' if engine.model_is_causal else 'bidirectional'}, {pipe.spec['model']['kind']}",
-        "autoencoder": f"{_millions(engine.variables['params'])} parameters, {engine.vae.time_factor}x{engine.vae.space_factor}x"
-        f"{engine.vae.space_factor} to {engine.vae.z} channels",
+        "model": f"{_millions(engine.params)} parameters, "
+        f"{'causal' if engine.model_is_causal else 'bidirectional'}, {pipe.spec['model']['kind']}",
+        "autoencoder": f"{_millions(engine.variables['params'])} parameters, "
+        f"{engine.vae.time_factor}x{engine.vae.space_factor}x{engine.vae.space_factor} to {engine.vae.z} channels",
         "process": json.dumps({k: v for k, v in pipe.spec["process"].items() if k != "kind"}, sort_keys=True),
         "text": f"at most {pipe.text_length} bytes per sentence",
         "sizes": ", ".join(f"{height}x{width}" for height, width in serves["sizes"]) + " (height x width)",

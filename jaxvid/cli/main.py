@@ -67,7 +67,7 @@ def call(argv: list[str]) -> int:
         return _complain(
             error, "out of memory; ask for fewer seconds, a smaller batch, or --method rollout", 1
         )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         return _complain(error, f"{type(error).__name__}: {error}; JAXVID_TRACEBACK=1 shows where", 1)
     finally:
         restore()

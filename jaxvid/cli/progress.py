@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What long work says while it runs: stage, rate and time left; one line that moves, or plain lines where there is no terminal."""
+"""What long work says while it runs: stage, rate, time left; one line that moves, or plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -288,7 +288,7 @@ def _admit(config: Any, path: str) -> None:
     """Lets an option be overridden that a call leaves to its default: it is written down first."""
     *folders, leaf = path.split(".")
     node = config
-    for i, name in enumerate(folders):
+    for name in folders:
         if not hasattr(node, "keys") or name not in node:
             if hasattr(node, "keys") and "[" not in name:
                 near = difflib.get_close_matches(name, list(node), 1)

@@ -53,7 +53,7 @@ class Checkpoints:
         self.warnings: list[str] = []
         try:
             os.makedirs(self.directory, exist_ok=True)
-            self._lock = open(os.path.join(self.directory, ".writer.lock"), "a+")  # noqa: SIM115
+            self._lock = open(os.path.join(self.directory, ".writer.lock"), "a+")
         except OSError as e:
             raise InputError(
                 f"cannot write to {self.directory} ({e.strerror}); give a writable --workdir"
@@ -223,7 +223,7 @@ def load_ema(workdir: str | os.PathLike[str], stage: str, step: int | None = Non
     tree = _manifest(path)["tree"]
     names = [k for k in tree if _of_model(k)]
     as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in names}
-    blank = {k: 0 for k in names}
+    blank = dict.fromkeys(names, 0)
     found = _read(path, {"model": ocp.args.PyTreeRestore(item=blank, restore_args=as_numpy)})["model"]
     flat = {k.replace(".", "/"): np.asarray(v) for k, v in found.items()}
     variables = unflatten(flat)

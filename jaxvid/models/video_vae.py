@@ -234,7 +234,7 @@ class VideoVAE(nn.Module):
         return self.encode_chunk(x, None, True)[0]
 
     def decode(self, z: Float[Array, "B F h w z"], clip: bool = True) -> Float[Array, "B T H W 3"]:
-        """Latents of a whole video to its frames; ``clip`` keeps them in [-1, 1] (not while training: it stops gradients)."""
+        """Latents of a whole video to its frames; ``clip`` keeps them in [-1, 1] (not in training: it stops gradients)."""
         return self.decode_chunk(z, None, True, clip)[0]
 
     def encode_chunk(self, x: Float[Array, "B T H W 3"], memory: Memory, first: bool) -> tuple[Posterior, Memory]:

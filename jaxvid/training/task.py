@@ -30,7 +30,8 @@ class DiffusionTask:
     """A network learns to denoise latents whose frames have noise levels of their own.
 
     model: a network ``(x, t, cond, memory) -> (prediction, memory)``; levels: ``(key, B, T) -> (t, weight)``;
-    given: ``(key, B, T) -> bool [B, T]`` (`jaxvid.diffusion.given`) or None; drop_text: how often the null text stands for the captions.
+    given: ``(key, B, T) -> bool [B, T]`` (`jaxvid.diffusion.given`) or None; drop_text: how often the
+    null text stands for the captions.
     """
 
     model: nn.Module
