@@ -16,11 +16,11 @@ import threading
 from jaxvid.data.clips import ClipShape, Sample
 from jaxvid.data.decode import Limits, read_video
 from jaxvid.data.images import read_image
+from jaxvid.data.replace import first_readable, hashed
 from jaxvid.data.scan import Entry, scan
 from jaxvid.types import InputError
 
 VERSION = 1  # of how a clip is cut from a file; part of every content key
-ATTEMPTS = 8  # replacements tried for a clip that cannot be decoded
 
 
 class FolderSource:
@@ -81,7 +81,7 @@ class FolderSource:
             if place in self.kept:
                 self.kept.move_to_end(place)
                 return self.kept[place]
-        sample = self._clip(index, shape)
+        sample = first_readable(lambda other: self._clip(other, shape), index, len(self))
         with self.lock:
             if place not in self.kept:
                 self.kept[place] = sample
@@ -91,16 +91,13 @@ class FolderSource:
         return sample
 
     def _clip(self, index: int, shape: ClipShape) -> Sample:
-        reason = ""
-        for attempt in range(ATTEMPTS + 1):
-            entry, start = self._place(_redraw(index, attempt, len(self)), shape)
-            try:
-                return self._read(entry, start, shape)
-            except (InputError, MemoryError) as error:
-                reason = str(error) or "out of memory"
-                with self.lock:
-                    self.bad[entry.path] = reason
-        raise InputError(f"{ATTEMPTS + 1} clips in a row could not be read, the last one: {reason}")
+        entry, start = self._place(index, shape)
+        try:
+            return self._read(entry, start, shape)
+        except (InputError, MemoryError) as error:
+            with self.lock:
+                self.bad[entry.path] = str(error) or "out of memory"
+            raise
 
     def _place(self, index: int, shape: ClipShape) -> tuple[Entry, float]:
         """The entry of a clip and the second at which the clip starts in its file."""
@@ -109,8 +106,8 @@ class FolderSource:
         place = bisect.bisect_right(self.ends, index)
         number = index - (self.ends[place - 1] if place else 0)
         if self.entries[place].image and shape.frames > 1 and self.videos:
-            place = self.videos[_hash(index, "image") % len(self.videos)]
-            number = _hash(index, "number") % self._count(place)
+            place = self.videos[hashed(index, "image") % len(self.videos)]
+            number = hashed(index, "number") % self._count(place)
         entry, count = self.entries[place], self._count(place)
         room = max(0.0, entry.end - entry.start - shape.frames / shape.fps)
         return entry, entry.start + room * (number / (count - 1) if count > 1 else 0.5)
@@ -159,11 +156,3 @@ def _split(entries: list[Entry], split: str, held_out: float) -> list[Entry]:
         elif border + 1 / entry.fps < entry.end:  # the frame that is on at the border has been trained on
             chosen.append(dataclasses.replace(entry, start=border + 1 / entry.fps))
     return chosen
-
-
-def _hash(*parts) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
-
-
-def _redraw(index: int, attempt: int, count: int) -> int:
-    return index if attempt == 0 else _hash(index, attempt) % count

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
+import struct
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from jaxvid.types import InputError
 
@@ -22,32 +22,40 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     What is transparent lies on black. InputError names a file that is missing, damaged, no image, or too
     large.
     """
-    path = pathlib.Path(path)
+    if not os.path.isfile(path):
+        raise InputError(f"{path} is not a file; give the path of a PNG, JPEG or WebP")
     try:
-        if not path.is_file():
-            raise InputError(f"{path} is not a file; give the path of a PNG, JPEG or WebP")
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if math.prod(image.size) > MAX_PIXELS:
-                raise InputError(
-                    f"{path} has {image.width} x {image.height} pixels, more than the {MAX_PIXELS} allowed; "
-                    "make it smaller"
-                )
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits a pixel
-                upright = Image.fromarray(
-                    (np.asarray(upright, np.float32) / 257).clip(0, 255).astype(np.uint8)
-                )
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-            pixels = np.asarray(upright.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"cannot read {path} as a PNG, JPEG or WebP image; it is damaged or of another kind"
-        ) from error
+        with open(path, "rb") as file:
+            pixels = decode_image(file, str(path))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     return pixels if size is None else fit(pixels, *size)
+
+
+def decode_image(file, name: str) -> np.ndarray:
+    """An image as uint8 ``[H, W, 3]`` from an open file; errors call it `name`."""
+    try:
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+            if math.prod(image.size) <= MAX_PIXELS:
+                return _plain(ImageOps.exif_transpose(image))
+            size = f"{image.width} x {image.height}"
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise InputError(
+            f"{name} is not a readable PNG, JPEG or WebP image; it is damaged or of another kind"
+        ) from error
+    except Image.DecompressionBombError:
+        size = "far too many"
+    raise InputError(f"{name} has {size} pixels, more than the {MAX_PIXELS} allowed; make it smaller")
+
+
+def _plain(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a pixel
+        gray = (np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8)
+        return gray[..., None].repeat(3, 2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return np.asarray(image.convert("RGB"))
 
 
 def fit(pixels: np.ndarray, height: int, width: int, aspect: float = 1.0) -> np.ndarray:

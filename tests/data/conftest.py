@@ -18,6 +18,7 @@ def write(
     flags = {"movflags": "+faststart"} if front and str(path).endswith(".mp4") else {}
     with av.open(str(path), "w", options=flags) as container:
         stream = container.add_stream(codec, rate=fractions.Fraction(fps))
+        stream.codec_context.thread_count = 1
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
         stream.codec_context.gop_size = gop
