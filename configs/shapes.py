@@ -52,7 +52,7 @@ def get_config():
         DiffusionTask,
         model=call(
             TextToVideo,
-            dit=call(lingen, width=192, repeats=2, expand=1, channels=8, text_width=128),
+            dit=call(lingen, width=192, repeats=2, expand=1, channels=16, text_width=128),
             text_encoder=call(ByteTextEncoder, width=128, layers=2),
         ),
         process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),

@@ -106,7 +106,8 @@ class VideoDiT(nn.Module):
             text = jnp.where(drop[..., None], along(null, text), text)
             mask = jnp.where(drop, jnp.arange(mask.shape[-1])[None, None] == 0, mask)
         span = cond.get("span")
-        span = jnp.zeros((batch, frames), jnp.int32) if span is None else span
+        if span is None or cond.get("text") is None:
+            span = jnp.zeros((batch, frames), jnp.int32)
         weight = mask[..., None].astype(jnp.float32)
         mean = (text * weight).sum(2) / jnp.maximum(weight.sum(2), 1)
         pooled = jnp.take_along_axis(mean, span[..., None], 1)
@@ -123,7 +124,7 @@ def lingen(
     scan_head=64,
     state=32,
     expand=2,
-    chunk=64,
+    chunk=None,
     **kw,
 ):
     """A LinGen backbone of ``4 * repeats`` layers: all four scan orders, windows shifted in odd layers.

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jaxvid.nn.layers import Linear, RMSNorm, along, named, uniform_fan_in
 from jaxvid.ops.conv import causal_conv1d
@@ -34,13 +34,13 @@ from jaxvid.types import InputError
 ORDERS = ((0, 1, 2), (0, 2, 1), (1, 2, 0), (2, 1, 0))
 
 
-def to_sequence(x: Float[Array, "B T H W D"], order: int) -> Float[Array, "B L D"]:
+def to_sequence(x: Num[Array, "B T H W D"], order: int) -> Num[Array, "B L D"]:
     """Lays the grid out in a scan order."""
     axes = ORDERS[order]
     return x.transpose(0, *(a + 1 for a in axes), 4).reshape(x.shape[0], -1, x.shape[-1])
 
 
-def to_grid(x: Float[Array, "B L D"], grid: tuple[int, int, int], order: int) -> Float[Array, "B T H W D"]:
+def to_grid(x: Num[Array, "B L D"], grid: tuple[int, int, int], order: int) -> Num[Array, "B T H W D"]:
     """The inverse of `to_sequence`."""
     axes = ORDERS[order]
     y = x.reshape(x.shape[0], *(grid[a] for a in axes), x.shape[-1])
@@ -81,7 +81,7 @@ class Mamba(nn.Module):
     groups: int = 1
     conv: int = 4
     review: tuple[int, int, int] | None = (2, 2, 2)
-    chunk: int = 64
+    chunk: int | None = None  # tokens worked on at once; None: what suits the machine
     causal: bool = False
     block: int = 1  # frames per block of the causal form: the backward scan stays inside a block
 
