@@ -4,7 +4,8 @@
     jaxvid train --config=configs/NAME.py --workdir=DIR [--config.x=y ...] [--dry_run] [--allow_config_change]
 
 A config has ``order``, the names of its stages, and ``stages``, what each of them is (see `train_stage`); beside them
-``seed``, ``mesh`` (sizes of data and fsdp) and ``trackers``. A run's directory holds
+``seed``, ``mesh`` (sizes of data and fsdp), ``trackers`` (such as wandb='project'), and values
+that the stages refer to. A run's directory holds
 
     config.json command.txt env.json report.md
     STAGE/checkpoints STAGE/tensorboard STAGE/samples
@@ -35,14 +36,14 @@ from jaxvid.cli.codec import Codec, load_codec, make_codec, write_text
 from jaxvid.cli.main import use_compilation_cache
 from jaxvid.cli.progress import Progress
 from jaxvid.cli.train_report import write_report
-from jaxvid.cli.train_stage import check_stage, finish_autoencoder, make_stage, train_stage
+from jaxvid.cli.train_stage import check_stage, finish_autoencoder, is_autoencoder, make_stage, train_stage
 from jaxvid.config import check, from_json, load_config, parameter, to_json
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.loop import bucket_name
 from jaxvid.training.step import make_train_step, state_sharding
 from jaxvid.types import InputError
 
-TOP = ("order", "stages", "seed", "mesh", "trackers", "name")
+TOP = ("order", "stages", "seed", "mesh", "trackers")
 PACKAGES = ("jaxvid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -98,12 +99,10 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any]:
 
 def check_config(config: Any) -> None:
     """Names and types of a whole config, before anything is built."""
-    for key in config:
-        if key not in TOP:
-            near = difflib.get_close_matches(key, TOP, 1)
-            raise InputError(
-                f"a config has no {key!r}; {f'did you mean {near[0]!r}?' if near else 'it has ' + ', '.join(TOP)}"
-            )
+    for key in set(config) - set(TOP):
+        near = difflib.get_close_matches(key, TOP, 1, 0.75)
+        if near:
+            raise InputError(f"a config has no {key!r}; did you mean {near[0]!r}?")
     order = list(config.get("order", ()))
     if not order or not config.get("stages") or len(set(order)) != len(order):
         raise InputError("a config has order=(names of stages, each once) and stages.NAME; write both")
@@ -152,11 +151,9 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
             )
             if not result.finished:
                 stop = KeyboardInterrupt()
-                stop.add_note(
-                    f"saved at step {result.step}; the same command continues: {shlex.join(command)}"
-                )
+                stop.add_note(f"saved at step {result.step}; the same command continues: {_spell(command)}")
                 raise stop
-            if codec is None and hasattr(stage.task.model, "to_latents"):
+            if is_autoencoder(stage):
                 finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, "codec"))
         report = {**report, "config": this, "seconds": time.monotonic() - begun}
         write_text(done, json.dumps(report, indent=1))
@@ -261,9 +258,14 @@ def _begin(
         write_text(path, text)
         write_text(os.path.join(workdir, "env.json"), json.dumps(environment(), indent=1) + "\n")
         with open(os.path.join(workdir, "command.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{shlex.join(command)}\n")
+            file.write(f"{_spell(command)}\n")
     except OSError as e:
         raise InputError(f"cannot write to {workdir} ({e.strerror}); give a writable --workdir") from None
+
+
+def _spell(command: list[str]) -> str:
+    """A command line as it is typed; its first word may be two."""
+    return " ".join([command[0], shlex.join(command[1:])])
 
 
 def config_changes(before: str, after: str) -> list[str]:

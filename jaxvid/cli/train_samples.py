@@ -17,6 +17,23 @@ from jaxvid.types import InputError
 SHOWN = 6  # frames of a clip in a reconstruction picture
 
 
+def pipeline_spec(stage: Any) -> dict[str, Any]:
+    """What a pipeline must know to be made from this stage; see `jaxvid.io.bundle`."""
+    node = stage.node
+    sizes = sorted({(b.height, b.width) for b in stage.buckets})
+    serve = dict(node.get("serve") or {})
+    longest = max(b.frames for b in stage.buckets) / stage.fps
+    serves = {"sizes": [list(s) for s in sizes], "fps": [stage.fps], "seconds": serve.pop("longest", 600.0)}
+    return {
+        "model": node.task.model,
+        "vae": stage.codec.node if stage.codec else None,
+        "process": node.task.process,
+        "serves": serves,
+        "defaults": {"seconds": round(longest, 3), **serve},
+        "text_length": int(node.data.get("text_length", 96)),
+    }
+
+
 def reconstruction(stage: Any, state: Any, step: int, folder: str, tracker: Any) -> None:
     """FOLDER/reconstruction.png: up to two held-out clips, each above what the autoencoder makes of it."""
     source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
@@ -39,7 +56,6 @@ def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Ca
 
     ``samples.extend`` > 0 goes on from so many first frames of a held-out clip instead of making one from nothing.
     """
-    from jaxvid.cli.train_stage import pipeline_spec
     from jaxvid.pipeline import Pipeline
 
     options = dict(stage.node.get("samples") or {})

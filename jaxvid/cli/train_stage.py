@@ -31,11 +31,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxvid.cli import train_samples
 from jaxvid.cli.codec import Codec, with_statistics, write_text
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
-from jaxvid.io.checkpoint import SPEC, Checkpoints
+from jaxvid.io.bundle import SPEC
+from jaxvid.io.checkpoint import Checkpoints
 from jaxvid.io.weights import load_weights, restore_into
 from jaxvid.sharding import put_batch
 from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
@@ -137,23 +139,6 @@ def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
     return made
 
 
-def pipeline_spec(stage: Stage) -> dict[str, Any]:
-    """What a pipeline must know to be made from this stage; see `jaxvid.io.bundle`."""
-    node = stage.node
-    sizes = sorted({(b.height, b.width) for b in stage.buckets})
-    serve = dict(node.get("serve") or {})
-    longest = max(b.frames for b in stage.buckets) / stage.fps
-    serves = {"sizes": [list(s) for s in sizes], "fps": [stage.fps], "seconds": serve.pop("longest", 600.0)}
-    return {
-        "model": node.task.model,
-        "vae": stage.codec.node if stage.codec else None,
-        "process": node.task.process,
-        "serves": serves,
-        "defaults": {"seconds": round(longest, 3), **serve},
-        "text_length": int(node.data.get("text_length", 96)),
-    }
-
-
 def train_stage(
     stage: Stage,
     workdir: str,
@@ -169,7 +154,7 @@ def train_stage(
     folder = os.path.join(workdir, stage.name)
     with Checkpoints(os.path.join(folder, "checkpoints"), stage.settings.keep) as checkpoints:
         if stage.codec is not None:
-            write_text(os.path.join(folder, SPEC), to_json(pipeline_spec(stage)))
+            write_text(os.path.join(folder, SPEC), to_json(train_samples.pipeline_spec(stage)))
             prefill(stage, show)
         followers = [TensorBoard(os.path.join(folder, "tensorboard"))]
         if trackers.get("wandb"):
@@ -232,14 +217,19 @@ def prefill(stage: Stage, show: Progress) -> None:
 
 def sampler(
     stage: Stage, folder: str, tracker: Any, say: Callable[[str], None]
-) -> Callable[[TrainState, int], None]:
-    """Pictures of how far the stage is, in FOLDER/samples."""
-    from jaxvid.cli import train_samples
-
+) -> Callable[[TrainState, int], None] | None:
+    """Pictures of how far the stage is, in FOLDER/samples; None for models that are neither autoencoder nor backbone."""
+    if stage.codec is None and not is_autoencoder(stage):
+        return None
     os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
     if stage.codec is None:
         return lambda state, step: train_samples.reconstruction(stage, state, step, folder, tracker)
     return lambda state, step: train_samples.videos(stage, state, step, folder, tracker, say)
+
+
+def is_autoencoder(stage: Stage) -> bool:
+    """Whether the stage's model can be the codec of a later one."""
+    return stage.codec is None and hasattr(stage.task.model, "to_latents")
 
 
 def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:

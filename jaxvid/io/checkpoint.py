@@ -27,12 +27,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxvid.config import from_json
-from jaxvid.io.weights import load_weights, unflatten
+from jaxvid.io.weights import unflatten
 from jaxvid.types import InputError
 
 MANIFEST = "manifest.json"
-SPEC = "spec.json"  # of a stage: what a pipeline must know, see `jaxvid.io.bundle`
 SCHEMA = 1
 _MANIFEST_BYTES = 16 << 20
 _MODEL = ("ema", "rest")  # fields of the state that a pipeline needs
@@ -228,30 +226,6 @@ def load_ema(workdir: str | os.PathLike[str], stage: str, step: int | None = Non
     flat = {k.replace(".", "/"): np.asarray(v) for k, v in found.items()}
     variables = unflatten(flat)
     return {"params": variables.get("ema", {}), **variables.get("rest", {})}
-
-
-def load_run(workdir: str | os.PathLike[str]) -> tuple[dict[str, Any], Any, Any]:
-    """``(spec, params, vae)`` of a training run, like those of a bundle: its last stage that learned latents."""
-    workdir = os.fspath(workdir)
-    order = _json_file(os.path.join(workdir, "config.json")).get("order", ())
-    stages = [s for s in order if isinstance(s, str) and os.path.isfile(os.path.join(workdir, s, SPEC))]
-    if not stages:
-        raise InputError(
-            f"the run {workdir} has not begun to train a backbone; let it run on, or give a bundle"
-        )
-    spec = _json_file(os.path.join(workdir, stages[-1], SPEC)).to_dict()
-    vae = load_weights(os.path.join(workdir, "codec", "vae.safetensors"))
-    return spec, load_ema(workdir, stages[-1])["params"], vae
-
-
-def _json_file(path: str) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return from_json(file.read((1 << 20) + 1))
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(e).split())[:160]}); give a training run"
-        ) from None
 
 
 def load_meta(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def make_train_step(
             return task.loss({"params": params, **state.rest}, part, key)
 
         grads, metrics = _gradient(loss, state.params, batch, key, accumulate)
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

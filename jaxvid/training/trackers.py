@@ -68,15 +68,15 @@ class Wandb:
             raise InputError('the tracker wandb is not installed; pip install "jaxvid[wandb]"') from None
         self._wandb = wandb
         directory = os.path.abspath(os.fspath(directory))
-        name = '-'.join(directory.strip(os.sep).split(os.sep)[-2:])
-        self._run = wandb.init(project=project, dir=directory, id=name, resume='allow', config=dict(config))
+        name = "-".join(directory.strip(os.sep).split(os.sep)[-2:])
+        self._run = wandb.init(project=project, dir=directory, id=name, resume="allow", config=dict(config))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         # Encoded here: raw arrays would go through moviepy.
-        self._run.log({name: self._wandb.Video(io.BytesIO(gif(frames, fps)), format='gif')}, step=step)
+        self._run.log({name: self._wandb.Video(io.BytesIO(gif(frames, fps)), format="gif")}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -89,13 +89,13 @@ class Trackers:
     trackers: list[Tracker]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        self._each('scalars', step, values)
+        self._each("scalars", step, values)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        self._each('video', step, name, frames, fps)
+        self._each("video", step, name, frames, fps)
 
     def close(self) -> None:
-        self._each('close')
+        self._each("close")
 
     def _each(self, method: str, *args: Any) -> None:
         for tracker in list(self.trackers):
@@ -103,12 +103,14 @@ class Trackers:
                 getattr(tracker, method)(*args)
             except (OSError, RuntimeError, ValueError, TypeError) as e:
                 self.trackers.remove(tracker)
-                warnings.warn(f'{type(tracker).__name__} failed and is left out: {e}', stacklevel=2)
+                warnings.warn(f"{type(tracker).__name__} failed and is left out: {e}", stacklevel=2)
 
 
 def gif(frames: Sequence[np.ndarray] | np.ndarray, fps: float) -> bytes:
     """An endless GIF of uint8 frames [T, H, W, 3]."""
     images = [Image.fromarray(np.asarray(f, np.uint8)) for f in frames]
     out = io.BytesIO()
-    images[0].save(out, 'GIF', save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0)
+    images[0].save(
+        out, "GIF", save_all=True, append_images=images[1:], duration=max(20, round(1000 / fps)), loop=0
+    )
     return out.getvalue()
