@@ -45,6 +45,11 @@ def same_frame_init(tail: bool, copies: int = 1):
     return init
 
 
+def over(vector, dtype):
+    """[C] made ready to meet [B, T, H, W, C]."""
+    return vector.astype(dtype)[None, None, None, None]
+
+
 def past_of(x, frames, memory):
     """The frames before x, zeros where there is no memory."""
     return (
@@ -63,7 +68,7 @@ class ChannelNorm(nn.Module):
         gamma = self.param("gamma", nn.initializers.ones_init(), (x.shape[-1],))
         x = x.astype(jnp.float32)
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.maximum(square, self.floor)) * (math.sqrt(x.shape[-1]) * gamma)
+        x = x * jax.lax.rsqrt(jnp.maximum(square, self.floor)) * (math.sqrt(x.shape[-1]) * over(gamma, jnp.float32))
         return x.astype(self.dtype)
 
 
@@ -84,7 +89,7 @@ class CausalConv(nn.Module):
             y = conv2d(x, kernel[-1], padding=SAME)
         else:
             y = conv3d(seen, kernel, padding=((0, 0), *SAME))
-        return y + bias.astype(self.dtype), seen[:, -2:]
+        return y + over(bias, self.dtype), seen[:, -2:]
 
 
 class FrameConv(nn.Module):
@@ -118,7 +123,7 @@ class HalveTime(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (width,))
         x = x.astype(self.dtype)
         seen = x if first else jnp.concatenate([past_of(x, 1, memory), x], axis=1)
-        y = conv3d(seen, kernel, stride=(2, 1, 1)) + bias.astype(self.dtype)
+        y = conv3d(seen, kernel, stride=(2, 1, 1)) + over(bias, self.dtype)
         return (jnp.concatenate([x[:, :1], y], axis=1) if first else y), x[:, -1:]
 
 
@@ -136,7 +141,7 @@ class DoubleTime(nn.Module):
         x = x.astype(self.dtype)
         alone, x = (x[:, :1], x[:, 1:]) if first else (None, x)
         seen = jnp.concatenate([past_of(x, 2, None if first else memory), x], axis=1)
-        y = conv3d(seen, kernel) + bias.astype(self.dtype)
+        y = conv3d(seen, kernel) + over(bias, self.dtype)
         y = y.reshape(*y.shape[:-1], 2, width)  # the even frame's channels, then the odd one's
         y = jnp.moveaxis(y, -2, 2).reshape(x.shape[0], 2 * x.shape[1], *x.shape[2:])
         return (y if alone is None else jnp.concatenate([alone, y], axis=1)), seen[:, -2:]
@@ -216,6 +221,13 @@ def unpatchify(x, size):
     b, t, h, w, c = x.shape
     x = x.reshape(b, t, h, w, c // size**2, size, size)
     return x.transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, t, h * size, w * size, c // size**2)
+
+
+def shuffle_up(x):
+    """[B, T, H, W, 4C] -> [B, T, 2H, 2W, C]: every pixel becomes four, each from channels of its own."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h, w, 2, 2, c // 4).transpose(0, 1, 2, 4, 3, 5, 6)
+    return x.reshape(b, t, 2 * h, 2 * w, c // 4)
 
 
 def average_down(x, features, time, space, first):

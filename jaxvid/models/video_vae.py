@@ -27,8 +27,10 @@ from jaxvid.models.vae_blocks import (
     Middle,
     ResidualBlock,
     average_down,
+    over,
     patchify,
     repeat_up,
+    shuffle_up,
     unpatchify,
 )
 from jaxvid.types import InputError, Memory
@@ -61,6 +63,7 @@ class Encoder(nn.Module):
     res: int
     temporal: tuple[bool, ...]
     residual: bool
+    shuffle: bool
     tail: bool
     floor: float
     dtype: Any
@@ -78,13 +81,13 @@ class Encoder(nn.Module):
                 name = f"down_{level}_resnets_{i}"
                 x, new[name] = block(width, self.tail, self.floor, self.dtype, name=name)(x, memory.get(name))
             if shrinks:
-                down = FrameConv(width, 2, ((0, 1), (0, 1)), self.dtype, name=f"down_{level}_resample")
-                x = down(x)
+                out = self.base * self.mult[level + 1] if self.shuffle else width
+                x = FrameConv(out, 2, ((0, 1), (0, 1)), self.dtype, name=f"down_{level}_resample")(x)
             if halves:
                 name = f"down_{level}_time_conv"
                 x, new[name] = HalveTime(self.tail, self.dtype, name=name)(x, memory.get(name), first)
             if self.residual:
-                x = x + average_down(around, width, 2 if halves else 1, 2 if shrinks else 1, first)
+                x = x + average_down(around, x.shape[-1], 2 if halves else 1, 2 if shrinks else 1, first)
         middle = Middle(x.shape[-1], self.tail, self.floor, self.dtype, self.remat, name="mid")
         x, new["mid"] = middle(x, memory.get("mid"))
         x = nn.silu(ChannelNorm(self.floor, self.dtype, name="norm_out")(x))
@@ -101,6 +104,7 @@ class Decoder(nn.Module):
     res: int
     temporal: tuple[bool, ...]  # in the encoder's order
     residual: bool
+    shuffle: bool
     tail: bool
     floor: float
     dtype: Any
@@ -124,9 +128,12 @@ class Decoder(nn.Module):
                 name = f"up_{level}_time_conv"
                 x, new[name] = DoubleTime(self.tail, self.dtype, name=name)(x, memory.get(name), first)
             if grows:
-                x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-                narrow = width if self.residual else width // 2
-                x = FrameConv(narrow, dtype=self.dtype, name=f"up_{level}_resample")(x)
+                narrow = width if self.residual else widths[level + 1] if self.shuffle else width // 2
+                if self.shuffle:
+                    x = shuffle_up(FrameConv(4 * narrow, dtype=self.dtype, name=f"up_{level}_resample")(x))
+                else:
+                    x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+                    x = FrameConv(narrow, dtype=self.dtype, name=f"up_{level}_resample")(x)
                 if self.residual:
                     x = x + repeat_up(around, narrow, 2 if doubles else 1, 2, first)
         x = nn.silu(ChannelNorm(self.floor, self.dtype, name="norm_out")(x))
@@ -148,6 +155,7 @@ class VideoVAE(nn.Module):
     temporal: tuple[bool, ...] = (False, True, True)  # which of the shrinking levels halve time too
     patch: int = 1
     residual: bool = False  # shortcuts around whole levels, as in Wan 2.2
+    shuffle: bool = False  # change size by convolutions that widen, and that give each new pixel channels of its own
     dec_base: int | None = None
     temporal_init: str = "tail"  # begin as an image network that treats every frame alike; or "random"
     norm_floor: float = 1e-12
@@ -167,6 +175,7 @@ class VideoVAE(nn.Module):
             "res": self.res,
             "temporal": tuple(self.temporal),
             "residual": self.residual,
+            "shuffle": self.shuffle,
             "tail": self.temporal_init == "tail",
             "floor": self.norm_floor,
             "dtype": self.dtype,
@@ -303,12 +312,12 @@ class VideoVAE(nn.Module):
         """`encode_chunk` with normalised latents."""
         mean, std = self._stats()
         posterior, memory = self.encode_chunk(x, memory, first)
-        return (posterior.mean - mean) / std, memory
+        return (posterior.mean - over(mean, jnp.float32)) / over(std, jnp.float32), memory
 
     def from_latents_chunk(self, z, memory: Memory, first: bool) -> tuple[Float[Array, "B T H W 3"], Memory]:
         """`decode_chunk` of normalised latents."""
         mean, std = self._stats()
-        return self.decode_chunk(z * std + mean, memory, first)
+        return self.decode_chunk(z * over(std, z.dtype) + over(mean, z.dtype), memory, first)
 
 
 def count_parameters(model: VideoVAE) -> int:
@@ -338,8 +347,8 @@ def small(**kw) -> VideoVAE:
 
 def shapes(**kw) -> VideoVAE:
     """The shipped one: 4x8x8, 8 channels, sized for two CPU cores."""
-    fields = {"base": 16, "mult": (1, 3, 6), "res": 1, "z": 8, "temporal": (True, True), "patch": 2}
-    return VideoVAE(**fields | {"norm_floor": 4.0} | kw)
+    fields = {"base": 24, "mult": (1, 2, 3), "res": 1, "z": 16, "shuffle": True, "temporal": (True, True), "patch": 2}
+    return VideoVAE(**fields | {"norm_floor": 16.0} | kw)
 
 
 def wan21(**kw) -> VideoVAE:
