@@ -16,16 +16,13 @@ normalizer calculation for softmax" (arXiv 1805.02867).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxvid.ops import masks
 from jaxvid.ops.pick import pick, platform, refuses
-
-Array = Any
 
 NO_KEYS = -1e30  # the log-sum-exp of a row without keys: finite, so that merging partial results has no NaN
 BLOCK = 512  # tokens of a tile's sides
@@ -36,14 +33,14 @@ GROUPS = (
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B Lq H K"],
+    k: Float[Array, "B Lk G K"],
+    v: Float[Array, "B Lk G Kv"],
     *,
-    mask: masks.Mask | Array | None = None,
+    mask: masks.Mask | Bool[Array, "..."] | np.ndarray | None = None,
     implementation: str | None = None,
-    q_offset: Array | int = 0,
-) -> Array:
+    q_offset: int | Int[Array, ""] = 0,
+) -> Float[Array, "B Lq H Kv"]:
     """Attend: q [B, Lq, H, K], k [B, Lk, G, K], v [B, Lk, G, Kv] with G dividing H -> [B, Lq, H, Kv] in q's dtype.
 
     mask: a value of `jaxvid.ops.masks`, or booleans broadcastable to [B, H, Lq, Lk]; None looks everywhere.
@@ -58,15 +55,15 @@ def attention(
 
 
 def attention_with_lse(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B Lq H K"],
+    k: Float[Array, "B Lk G K"],
+    v: Float[Array, "B Lk G Kv"],
     *,
-    mask: masks.Mask | Array | None = None,
+    mask: masks.Mask | Bool[Array, "..."] | np.ndarray | None = None,
     implementation: str | None = None,
-    q_offset: Array | int = 0,
+    q_offset: int | Int[Array, ""] = 0,
     lse: bool = True,
-) -> tuple[Array, Array | None]:
+) -> tuple[Float[Array, "B Lq H Kv"], Float[Array, "B Lq H"] | None]:
     """As `attention`, with the natural log of the sum of exponentials, at least float32 [B, Lq, H] (-1e30: no keys).
 
     Results over disjoint sets of keys merge by it: m = max(l1, l2), w_i = exp(l_i - m), o = sum w_i o_i / sum w_i.

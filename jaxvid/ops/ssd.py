@@ -23,14 +23,11 @@ Ref: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxvid.ops.pick import pick, platform, refuses
-
-Array = Any
 
 # Tokens of a chunk, and chunks that one step of the outer scan works on at once. Memory is linear in both. Two CPU
 # cores like what fits in cache; accelerators like few large steps.
@@ -39,17 +36,17 @@ CHUNKS_PER_STEP = {"cpu": 1, "default": 8}
 
 
 def ssd(
-    x: Array,
-    dt: Array,
-    A: Array,
-    B: Array,
-    C: Array,
-    D: Array | None = None,
+    x: Float[Array, "B L H P"],
+    dt: Float[Array, "B L H"],
+    A: Float[Array, "H"],
+    B: Float[Array, "B L G N"],
+    C: Float[Array, "B L G N"],
+    D: Float[Array, "H"] | Float[Array, "H P"] | None = None,
     *,
-    initial_state: Array | None = None,
+    initial_state: Float[Array, "B H P N"] | None = None,
     chunk: int | None = None,
     implementation: str | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "B L H P"], Float[Array, "B H P N"]]:
     """Scan ``x`` and return what comes out and the state that is left.
 
     x [B, L, H, P]; dt [B, L, H], positive (after softplus; 0 skips a token); A [H], negative; B and C [B, L, G, N]
