@@ -182,7 +182,7 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
     for place, name in enumerate(order):
         node, codec = config.stages[name], None
         if node.get("codec") in order[:place]:
-            codec = _untrained(config.stages[node.codec].task.model)
+            codec = untrained(config.stages[node.codec].task.model)
         elif node.get("codec"):
             codec = load_codec(node.codec, workdir or ".", ())
         with tempfile.TemporaryDirectory() as cache, open_stage(name, node, codec, cache) as stage:
@@ -324,7 +324,7 @@ def _with_equals(argv: Sequence[str]) -> list[str]:
     return out
 
 
-def _untrained(node: Any) -> Codec:
+def untrained(node: Any) -> Codec:
     """A codec of the right shape with random weights, for a dry run."""
     from jaxvid.cli.codec import fresh_variables
     from jaxvid.config import build

@@ -15,7 +15,7 @@ import io
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from PIL import Image
 from jaxvid.types import InputError
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Anything with these three methods."""
 

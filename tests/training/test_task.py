@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvid.diffusion.given import Prefix
+from jaxvid.diffusion.levels import Independent, OnePerClip
+from jaxvid.diffusion.process import Process
+from jaxvid.training.task import AutoencoderTask, DiffusionTask
+from jaxvid.types import InputError, Video
+
+B, T = 64, 6
+
+
+@dataclasses.dataclass
+class Seen:
+    cond: dict
+    t: object
+    x: object
+
+
+class Spy(nn.Module):
+    """A network that guesses zero times a parameter and tells what it was told."""
+
+    told: list
+
+    @nn.compact
+    def __call__(self, x, t, cond, memory=None):
+        self.told.append(Seen(dict(cond), t, x))
+        return x * self.param("gain", nn.initializers.zeros, ()), memory
+
+
+def batch(ok=None):
+    x = np.random.default_rng(0).standard_normal((B, T, 2, 2, 3)).astype(np.float32)
+    ok = np.ones((B, T), bool) if ok is None else ok
+    cond = {"tokens": np.ones((B, 1, 4), np.int32), "span": np.zeros((B, T), np.int32)}
+    return Video(x=x, sec=np.zeros((B, T), np.float32), ok=ok), cond
+
+
+def ask(key=0, ok=None, **kw):
+    told = []
+    task = DiffusionTask(Spy(told), Process(), **{"levels": Independent(), **kw})
+    variables = task.init(jax.random.key(0), batch(ok))
+    told.clear()
+    loss, metrics = task.loss(variables, batch(ok), jax.random.key(key))
+    return loss, metrics, told[0]
+
+
+def test_text_is_dropped_as_often_as_asked():
+    for chance, most, least in ((0.0, 0, 0), (1.0, B, B), (0.25, 30, 4)):
+        drop = ask(drop_text=chance)[2].cond["drop"]
+        assert drop.shape == (B,) and drop.dtype == bool and least <= int(drop.sum()) <= most
+
+
+def test_given_frames_are_shown_clean_and_not_scored():
+    loss, metrics, seen = ask(given=Prefix(share=0.5), levels=OnePerClip())
+    given = np.asarray(seen.cond["given"])
+    assert given.any() and not given.all(1).any()
+    np.testing.assert_array_equal(np.asarray(seen.t)[given], 0)
+    np.testing.assert_array_equal(np.asarray(seen.x)[given], batch()[0].x[given])
+    np.testing.assert_allclose(metrics["scored"], 1 - given.mean(), rtol=1e-6)
+    assert np.isfinite(loss)
+
+
+def test_padding_is_neither_given_nor_scored():
+    ok = np.arange(T)[None] < np.arange(B)[:, None] % T + 1
+    _, metrics, seen = ask(ok=ok, given=Prefix())
+    assert not (np.asarray(seen.cond["given"]) & ~ok).any()
+    assert float(metrics["scored"]) <= ok.mean()
+
+
+def test_without_given_the_network_is_not_told_of_any():
+    assert "given" not in ask()[2].cond
+
+
+def test_a_key_decides_everything():
+    assert float(ask(1)[0]) == float(ask(1)[0]) != float(ask(2)[0])
+
+
+@pytest.mark.parametrize("chance", [-0.1, 1.1])
+def test_chances_are_checked(chance):
+    with pytest.raises(InputError, match="drop_text"):
+        DiffusionTask(Spy([]), Process(), Independent(), drop_text=chance)
+
+
+class Mirror(nn.Module):
+    """An autoencoder of one gain, whose sample adds noise when it has a key."""
+
+    @nn.compact
+    def __call__(self, x, key=None):
+        gain = self.param("gain", nn.initializers.ones, ())
+        return gain * x + (0.0 if key is None else 0.1 * jax.random.normal(key, x.shape)), None
+
+
+def test_autoencoders_learn_from_samples_of_real_frames():
+    task = AutoencoderTask(Mirror(), {"haar": 0.0, "structure": 0.0, "gradient": 0.0})
+    variables = task.init(jax.random.key(0), batch())
+    x = batch()[0].x
+    loss, metrics = task.loss(variables, batch(), jax.random.key(1))
+    np.testing.assert_allclose(metrics["l1"], 0.1 * np.sqrt(2 / np.pi), rtol=0.05)
+    broken = np.where(np.arange(T)[None, :, None, None, None] < 3, x, np.nan).astype(np.float32)
+    video = Video(x=jnp.asarray(broken), sec=batch()[0].sec, ok=np.broadcast_to(np.arange(T) < 3, (B, T)))
+    assert np.isfinite(task.loss(variables, (video, {}), jax.random.key(1))[0])
