@@ -3,7 +3,9 @@
 
     python -m experiments.run --config=configs/shapes.py --workdir=runs/shapes
 
-What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware, time, losses, reader accuracy.
+Stage `backbone` learns looks from images and motions from clips of 3 s; stage `long` goes on with clips of 8 s in
+which things change. What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware, time, losses,
+and what the reader of the shapes world makes of the result.
 """
 
 import ml_collections
@@ -22,37 +24,20 @@ from jaxvid.training.loop import Settings
 from jaxvid.training.optimizer import adamw, wsd
 from jaxvid.training.task import DiffusionTask
 
-STEPS = 6000
 
-
-def get_config():
-    c = ml_collections.ConfigDict()
-    c.seed = 0
-    c.order = ("backbone",)
-    c.stages = ml_collections.ConfigDict()
-
-    s = c.stages.backbone = ml_collections.ConfigDict()
+def stage(buckets, spans, steps, peak, warmup, clips, events, seed, **more):
+    """Both stages are this: the same network and task, other clips."""
+    s = ml_collections.ConfigDict(more)
     s.codec = "shipped"
-    s.source = call(ShapesSource, split="train", size=3072, seed=1, objects=(0.85, 0.15), events=0.15)
+    s.source = call(ShapesSource, split="train", size=clips, seed=seed, objects=(0.85, 0.15), events=events)
     s.held_out = call(ShapesSource, split="heldout", size=64, seed=2, objects=(0.85, 0.15), events=0.0)
-    s.data = call(
-        batches,
-        buckets=(
-            call(Bucket, frames=29, height=64, width=64, batch=16, weight=0.45),
-            call(Bucket, frames=61, height=64, width=64, batch=8, weight=0.25),
-            call(Bucket, frames=1, height=64, width=64, batch=64, weight=0.3),
-        ),
-        fps=16.0,
-        seed=0,
-        text_length=144,
-        spans=(1, 4),
-    )
-    s.latents = ml_collections.ConfigDict(dict(size=3072, batch=16))
+    s.data = call(batches, buckets=buckets, fps=16.0, seed=0, text_length=144, spans=spans)
+    s.latents = ml_collections.ConfigDict(dict(batch=16))
     s.task = call(
         DiffusionTask,
         model=call(
             TextToVideo,
-            dit=call(lingen, width=192, repeats=2, expand=1, channels=16, text_width=128),
+            dit=call(lingen, width=160, repeats=2, expand=1, scan_head=80, channels=16, text_width=128),
             text_encoder=call(ByteTextEncoder, width=128, layers=2),
         ),
         process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),
@@ -60,8 +45,40 @@ def get_config():
         given=call(Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)),
         drop_text=0.1,
     )
-    s.optimizer = call(adamw, rate=call(wsd, peak=1.5e-3, steps=STEPS, warmup=100, decay=0.3), decay=0.01, clip=1.0)
-    s.train = call(Settings, steps=STEPS, ema=0.998, log_every=20, eval_every=500, save_every=500, save_minutes=4.0)
+    s.optimizer = call(adamw, rate=call(wsd, peak=peak, steps=steps, warmup=warmup, decay=0.35), decay=0.01, clip=1.0)
+    s.train = call(Settings, steps=steps, ema=0.998, log_every=20, eval_every=500, save_every=500, save_minutes=4.0)
     s.evaluate = ml_collections.ConfigDict(dict(batches=2))
     s.serve = ml_collections.ConfigDict(dict(steps=30, guidance=3.0, solver="dpmpp_2m", shift=3.0, seconds=4.0))
+    return s
+
+
+def get_config():
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.order = ("backbone", "long")
+    c.stages = ml_collections.ConfigDict()
+    c.stages.backbone = stage(
+        (
+            call(Bucket, frames=45, height=64, width=64, batch=10, weight=0.6),
+            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.4),
+        ),
+        spans=(1,),
+        steps=2000,
+        peak=1.5e-3,
+        warmup=80,
+        clips=1024,
+        events=0.0,
+        seed=1,
+    )
+    c.stages.long = stage(
+        (call(Bucket, frames=125, height=64, width=64, batch=4),),
+        spans=(4,),
+        steps=300,
+        peak=4e-4,
+        warmup=20,
+        clips=192,
+        events=0.6,
+        seed=3,
+        init="backbone",
+    )
     return c

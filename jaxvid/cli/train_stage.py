@@ -18,6 +18,7 @@ and, a stage that learns latents, also
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
 
 while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured.
+``init``, for either, names an earlier stage or a file of weights to begin from.
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ def train_stage(
                 tracker=tracker,
                 progress=show,
                 say=say,
-                prepare=starter(stage),
+                prepare=starter(stage, workdir),
             )
         finally:
             tracker.close()
@@ -183,13 +184,14 @@ def train_stage(
     return result, report
 
 
-def starter(stage: Stage) -> Callable[[TrainState], TrainState] | None:
-    """Begins from the weights that ``init`` names instead of random ones."""
+def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | None:
+    """Begins from the weights that ``init`` names, a file or an earlier stage's average, instead of random ones."""
     if not stage.node.get("init"):
         return None
 
     def prepare(state: TrainState) -> TrainState:
-        loaded = load_weights(stage.node.init)
+        earlier = os.path.isdir(os.path.join(workdir, stage.node.init, "checkpoints"))
+        loaded = load_ema(workdir, stage.node.init) if earlier else load_weights(stage.node.init)
         params = restore_into(state.params, loaded.get("params", loaded), stage.node.init)
         rest = {
             k: restore_into(v, loaded[k], stage.node.init) if k in loaded else v
