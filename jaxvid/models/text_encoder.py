@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small trainable byte-level transformer: the text tower of the default model.
 
-Tokens are UTF-8 bytes plus one; 0 is padding. Any encoder that yields ``[B, S, L, D]`` can replace it.
+Tokens are UTF-8 bytes plus one, 0 is padding (`jaxvid.data.text.encode_text`). Any encoder that yields
+``[B, S, L, D]`` can replace it.
 """
 
 from __future__ import annotations
@@ -14,12 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxvid.nn.layers import FeedForward, Linear, RMSNorm, named
 from jaxvid.nn.rope import rotary_table, rotate
 from jaxvid.ops.attention import attention
-
-
-def encode_bytes(text: str, length: int) -> np.ndarray:
-    """UTF-8 bytes plus one, cut at a character and padded with 0: int32 [length]."""
-    raw = text.encode()[:length].decode(errors="ignore").encode()
-    return np.pad(np.frombuffer(raw, np.uint8).astype(np.int32) + 1, (0, length - len(raw)))
 
 
 class ByteTextEncoder(nn.Module):
