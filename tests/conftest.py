@@ -2,6 +2,7 @@
 """The rules under which every test runs: one fixed key, no silent rank promotion, shapes checked as annotated."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -22,6 +23,34 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# The short round that .ci/run also makes on the newest jax: every library we stand on, and each tower once.
+SMOKE = {
+    "cli/test_generate.py",
+    "data/test_pipeline.py",
+    "data/test_tfds_source.py",
+    "diffusion/test_process.py",
+    "io/test_bundle.py",
+    "io/test_checkpoint.py",
+    "io/test_video_file.py",
+    "io/test_weights.py",
+    "models/test_video_dit.py",
+    "ops/test_attention.py",
+    "ops/test_ssd.py",
+    "sampling/test_sample.py",
+    "test_config.py",
+    "test_import.py",
+    "test_sharding.py",
+    "test_traps.py",
+    "training/test_step.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    here = pathlib.Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix() in SMOKE:
+            item.add_marker("smoke")
+
 
 @pytest.fixture
 def key() -> jax.Array:
@@ -36,7 +65,7 @@ def run_python():
     def run(code: str, devices: int = 1, timeout: float = 300) -> str:
         env = dict(os.environ, JAX_PLATFORMS="cpu")
         env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        root = pathlib.Path(__file__).parents[1]
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, cwd=root, timeout=timeout, capture_output=True, text=True
         )
