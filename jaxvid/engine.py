@@ -117,7 +117,9 @@ class Engine:
         """float32 [F, h, w, C], finite and of the autoencoder's width, or `InputError`."""
         latents = np.asarray(latents)
         if latents.ndim != 4 or latents.shape[-1] != self.vae.z or not len(latents):
-            raise InputError(f"latents of shape {list(latents.shape)} cannot be decoded; wanted [F, h, w, {self.vae.z}]")
+            raise InputError(
+                f"latents of shape {list(latents.shape)} cannot be decoded; wanted [F, h, w, {self.vae.z}]"
+            )
         if not np.isfinite(latents.astype(np.float32)).all():
             raise InputError("the latents hold NaN or infinity; make them again")
         return latents.astype(np.float32)
@@ -159,13 +161,27 @@ class Engine:
             known = np.broadcast_to(mask[here], shape[:2]), np.broadcast_to(given[here], shape)
             args = (rollout, *(np.ascontiguousarray(a) for a in known))
             carry, known, value = self.call("begin", settings, stages.open_window(solver, window), args)
-            cond = {"text": told["text"], "text_mask": told["text_mask"], "span": told["span"][:, here], "given": known}
+            cond = {
+                "text": told["text"],
+                "text_mask": told["text_mask"],
+                "span": told["span"][:, here],
+                "given": known,
+            }
             null = None if told["null"] is None else {**cond, **told["null"]}
             said = jax.tree.map(jnp.asarray, {"cond": cond, "null": null, "value": value})
             past = {"memory": rollout.memory, "keys": rollout.keys, "first_frame": np.int32(start)}
             function = stages.sample_rows(model, self.process, solver, guided)
             for row in range(plan.rows):
-                args = (params, carry, plan.k[row : row + 1], plan.update[row : row + 1], times, past, said, scale)
+                args = (
+                    params,
+                    carry,
+                    plan.k[row : row + 1],
+                    plan.update[row : row + 1],
+                    times,
+                    past,
+                    said,
+                    scale,
+                )
                 done = number * plan.rows + row
                 if not self.executables.has("sample", settings, args):
                     yield done, total, "compiling", None
@@ -179,7 +195,12 @@ class Engine:
             if number + 1 < windows:
                 function = stages.close_window(model, self.process, guided)
                 rollout = self.call("commit", settings, function, (params, rollout, carry.x, said, scale))
-            yield total if number + 1 == windows else done + 1, total, "", np.asarray(carry.x)[:, overlap if number else 0 :]
+            yield (
+                total if number + 1 == windows else done + 1,
+                total,
+                "",
+                np.asarray(carry.x)[:, overlap if number else 0 :],
+            )
 
     def _begin(self, request, shape, window: int, overlap: int, guided: bool):
         """A roll-out of nothing yet; only a causal model that goes on after its first window remembers."""
@@ -198,7 +219,11 @@ class Decoder:
 
     def _call(self, latents):
         function = stages.decode_latents(self.engine.variant("vae", self.dtype), self.first)
-        return (self.dtype, self.first), function, (self.engine.weights("variables"), jnp.asarray(latents), self.memory)
+        return (
+            (self.dtype, self.first),
+            function,
+            (self.engine.weights("variables"), jnp.asarray(latents), self.memory),
+        )
 
     def ready(self, latents) -> bool:
         """Whether the next call will not have to compile."""
@@ -214,7 +239,9 @@ class Decoder:
         frames, self.memory, finite = self.engine.call("decode", key, function, args, stages.CHUNK)
         if not finite:
             last = self.frames + frames.shape[1] - 1
-            raise FloatingPointError(f"decoding: frames {self.frames}..{last} are not finite in {self.dtype}; use float32")
+            raise FloatingPointError(
+                f"decoding: frames {self.frames}..{last} are not finite in {self.dtype}; use float32"
+            )
         self.frames, self.first = self.frames + frames.shape[1], False
         return np.asarray(frames)
 

@@ -88,10 +88,14 @@ class Pipeline:
     def load(cls, path=None) -> Pipeline:
         """The shipped model (no argument), a bundle's directory, or a training run's. Raises `InputError`."""
         if path is None and not is_bundle(SHIPPED):
-            raise InputError(f"no model is installed ({SHIPPED} is missing); give the directory of a bundle or a run")
+            raise InputError(
+                f"no model is installed ({SHIPPED} is missing); give the directory of a bundle or a run"
+            )
         path = pathlib.Path(SHIPPED if path is None else path)
         if not path.exists():
-            raise InputError(f"checkpoint {path} does not exist; give the directory of a bundle or a training run")
+            raise InputError(
+                f"checkpoint {path} does not exist; give the directory of a bundle or a training run"
+            )
         if not path.is_dir():
             raise InputError(f"checkpoint {path} is a file; give the directory of a bundle or a training run")
         if is_bundle(path):
@@ -99,12 +103,16 @@ class Pipeline:
             return cls(*load_bundle(path), card=card.read_text(encoding="utf-8") if card.is_file() else "")
         if (path / "config.json").is_file():
             return cls(*_load_run(path))
-        raise InputError(f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path")
+        raise InputError(
+            f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path"
+        )
 
     def save(self, path, *, dtype: str | None = None, card: str | None = None) -> pathlib.Path:
         """Writes a bundle: a directory that `load` reads anywhere. ``dtype='bfloat16'`` halves it."""
         params, variables = self.engine.params, self.engine.variables
-        return save_bundle(path, self.spec, params, variables, dtype=dtype, card=self.card if card is None else card)
+        return save_bundle(
+            path, self.spec, params, variables, dtype=dtype, card=self.card if card is None else card
+        )
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.engine.params)) / 1e6
@@ -121,7 +129,10 @@ class Pipeline:
     def seconds(self) -> dict[str, dict[str, float]]:
         """Per stage: what compiling took in all, and what a unit (row, latent frame) takes once compiled."""
         compiling, steady = self.engine.executables.seconds, self.engine.steady
-        return {stage: {"compile": took, "steady": steady.get(stage, float("nan"))} for stage, took in compiling.items()}
+        return {
+            stage: {"compile": took, "steady": steady.get(stage, float("nan"))}
+            for stage, took in compiling.items()
+        }
 
     @property
     def latents(self):
@@ -210,9 +221,22 @@ class Pipeline:
         """Latents float32 [F, h, w, C] of uint8 frames [T, H, W, 3]; a last incomplete group repeats its last frame."""
         return np.concatenate([latents for latents, _ in self.engine.encode([np.asarray(frames)], "float32")])
 
-    def prepare(self, prompt=None, *, image=None, last_image=None, video=None, seed=0, num=1, **options) -> Run:
+    def prepare(
+        self, prompt=None, *, image=None, last_image=None, video=None, seed=0, num=1, **options
+    ) -> Run:
         """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
-        names = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
+        names = (
+            "story",
+            "seconds",
+            "fps",
+            "size",
+            "steps",
+            "guidance",
+            "negative",
+            "solver",
+            "method",
+            "dtype",
+        )
         if unknown := sorted(set(options) - set(names)):
             raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(names)}")
         request = make_request(
@@ -258,7 +282,8 @@ class Pipeline:
         if image is not None:
             latents[0], mask[0] = self._encoded(np.repeat(image[None], still, 0), request.dtype)[0], True
         if last_image is not None:
-            latents[-1], mask[-1] = self._encoded(np.repeat(last_image[None], still, 0), request.dtype)[-1], True
+            still_clip = np.repeat(last_image[None], still, 0)
+            latents[-1], mask[-1] = self._encoded(still_clip, request.dtype)[-1], True
         if mask.all():
             raise InputError("every frame is given and nothing is left to make; ask for more seconds")
         return Given(latents, mask, first, video)
@@ -296,7 +321,8 @@ class Pipeline:
                 piece = new[:, i : i + stages.CHUNK]
                 if not decoder.ready(piece):
                     yield Event("decode", at, request.frames, "frames", "compiling")
-                skip = max(0, at - given.first - decoder.frames)  # frames of the given video, which are there already
+                # frames of the given video are there already
+                skip = max(0, at - given.first - decoder.frames)
                 frames = decoder(piece)[:, skip : skip + request.frames - at]
                 at += frames.shape[1]
                 yield Event("decode", at, request.frames, "frames", frames=_answer(request, frames))
@@ -330,7 +356,9 @@ def _load_run(path: pathlib.Path):
     order = [str(name) for name in config.get("order") or ()]
     stages_ = [name for name in order if (path / name / SPEC).is_file()]
     if not stages_:
-        raise InputError(f"{path} has no stage that makes videos yet (none of {', '.join(order) or 'no stages'}); train on")
+        raise InputError(
+            f"{path} has no stage that makes videos yet (none of {', '.join(order) or 'no stages'}); train on"
+        )
     name = stages_[-1]
     spec = check_spec(read_json(path / name / SPEC), path / name / SPEC)
     return spec, load_ema(path, name)["params"], load_weights(path / "codec" / VAE)

@@ -131,7 +131,9 @@ def close_window(model, process, guided: bool) -> Callable:
         clean = jnp.ones(latents.shape[:2], bool)
         cond = {**told["cond"], "given": clean}
         null = None if told["null"] is None else {**told["null"], "given": clean}
-        return rollout_.close_window(rollout, _denoiser(model, process, params, cond, null, scale, guided), latents)
+        return rollout_.close_window(
+            rollout, _denoiser(model, process, params, cond, null, scale, guided), latents
+        )
 
     return run
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from jaxvid.config import build, call, to_json
+from jaxvid.config import build, call
 from jaxvid.diffusion.process import Process
 from jaxvid.models.text_encoder import ByteTextEncoder
 from jaxvid.models.text_to_video import TextToVideo
@@ -27,12 +27,21 @@ def spec(whole=False):
         dit = call(lingen, repeats=1, **{**layer, **common})
     vae = call(VideoVAE, base=8, mult=(1, 1, 1), res=1, z=4, temporal=(True, True), patch=2, norm_floor=1e-6)
     return {
-        "model": call(TextToVideo, dit=dit, text_encoder=call(ByteTextEncoder, width=16, layers=1, head=8)).to_dict(),
+        "model": call(
+            TextToVideo, dit=dit, text_encoder=call(ByteTextEncoder, width=16, layers=1, head=8)
+        ).to_dict(),
         "vae": vae.to_dict(),
         "process": call(Process, predicts="x0", loss_on="flow").to_dict(),
-        "serves": {"sizes": [[SIZE, SIZE], [16, 32]], "fps": [FPS, 16], "seconds": 100.0, "window": 16, "overlap": 8, "context": 8},
+        "serves": {
+            "sizes": [[SIZE, SIZE], [16, 32]],
+            "fps": [FPS, 16],
+            "seconds": 100.0,
+            "window": 16,
+            "overlap": 8,
+            "context": 8,
+        },
         "defaults": {"steps": 3, "guidance": 2.0, "solver": "euler", "shift": 2.0, "seconds": 4.0},
-        "text_length": 48,
+        "text_length": 80,
     }
 
 

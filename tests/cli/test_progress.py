@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress: plain lines every few seconds where there is no terminal, one moving line where there is."""
+
+import io
+
+import pytest
+
+from jaxvid.cli.progress import EVERY, Progress, clock_time
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        raise OSError
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 100.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+def test_plain_lines_are_few_and_tell_rate_and_time_left(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, clock)
+    progress.update("sample", 0, 40, note="compiling")
+    for done in range(1, 41):
+        clock.now += 2
+        progress.update("sample", done, 40)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "jaxvid: sample 0/40 steps, compiling"
+    assert lines[-1] == "jaxvid: sample 40/40 steps, 2 s per step"
+    assert len(lines) <= 3 + 80 / EVERY
+    # The first step's time, in which compiling is, is not in the rate.
+    assert "jaxvid: sample 10/40 steps, 2 s per step, 1:00 left" in lines
+
+
+def test_rates_above_one_are_told_per_second(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, clock)
+    for done in (32, 64, 96):
+        clock.now += 1
+        progress.update("decode", done, 96, "frames")
+    assert stream.getvalue().splitlines()[-1] == "jaxvid: decode 96/96 frames, 32 frames/s"
+
+
+def test_a_terminal_has_one_line_that_moves(clock):
+    stream = Terminal()
+    progress = Progress(stream, clock)
+    for done in range(5):
+        clock.now += 1
+        progress.update("sample", done, 4)
+    progress.note("done")
+    text = stream.getvalue()
+    assert text.count("\n") == 2
+    assert text.count("\r") == 5
+    assert "[############............]" in text
+    assert text.endswith("jaxvid: done\n")
+
+
+def test_a_note_does_not_run_into_the_moving_line(clock):
+    stream = Terminal()
+    progress = Progress(stream, clock)
+    progress.update("sample", 1, 4)
+    progress.note("hello")
+    assert "\njaxvid: hello\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(7.4, "7 s"), (59.4, "59 s"), (60, "1:00"), (185, "3:05"), (3723, "1:02:03")]
+)
+def test_clock_time(seconds, said):
+    assert clock_time(seconds) == said
