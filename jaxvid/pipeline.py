@@ -5,13 +5,11 @@
     video = pipe("a large red star spins on a black background", seconds=4, seed=0)
     video.save("star.mp4")
 
-A run goes through the stages encode (of given frames), text, sample and decode. One shot denoises all latent frames of a
-video together; a roll-out goes chunk by chunk, each seeing the end of the one before, in memory that does not grow.
+What a run does is in `jaxvid.run`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -22,49 +20,15 @@ import numpy as np
 from jaxvid import stages
 from jaxvid.clip import Clip
 from jaxvid.config import SAFE, build
-from jaxvid.data.collate import frame_times, padded_spans, spans_of
 from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
-from jaxvid.request import Request, make_request, read_clip, read_picture
+from jaxvid.request import make_request, read_clip, read_picture
+from jaxvid.run import Event, Run, encode_given, events, padded
 from jaxvid.types import InputError
 
+OPTIONS = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
 SHIPPED = pathlib.Path(__file__).parent / "assets" / "shapes"
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """One step of a run.
-
-    stage    'encode', 'text', 'sample' or 'decode'
-    done     how far the stage is, of ``total`` ``unit``; ``note`` is 'compiling' when a wait is to be expected
-    frames   decoded frames, uint8 [n, H, W, 3], or [B, n, H, W, 3] where a list of videos was asked for; else None
-    """
-
-    stage: str
-    done: int
-    total: int
-    unit: str
-    note: str = ""
-    frames: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Given:
-    """What a run need not make: clean latents (and which), and the video that comes before the new frames."""
-
-    latents: Any  # float32 [F, h, w, C], zeros where not given
-    mask: Any  # bool [F]
-    first: int = 0  # place in the result of the frame that the first latent stands for
-    before: Any = None  # uint8 [n, H, W, 3], the video to extend
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What was asked for, checked and encoded: ready to be made by `Pipeline.events`."""
-
-    request: Request
-    given: Given
 
 
 class Pipeline:
@@ -210,7 +174,7 @@ class Pipeline:
         latents = self.engine.check_latents(latents)
         total = stages.frames_of(len(latents), self.engine.vae.time_factor)
         total = total if frames is None else min(frames, total)
-        pieces = (_padded(latents[None, i : i + stages.CHUNK]) for i in range(0, len(latents), stages.CHUNK))
+        pieces = (padded(latents[None, i : i + stages.CHUNK]) for i in range(0, len(latents), stages.CHUNK))
         decoder, at = Decoder(self.engine, "float32"), 0
         for piece in pieces:
             new = decoder(piece)[0, : total - at]
@@ -225,25 +189,13 @@ class Pipeline:
         self, prompt=None, *, image=None, last_image=None, video=None, seed=0, num=1, **options
     ) -> Run:
         """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
-        names = (
-            "story",
-            "seconds",
-            "fps",
-            "size",
-            "steps",
-            "guidance",
-            "negative",
-            "solver",
-            "method",
-            "dtype",
-        )
-        if unknown := sorted(set(options) - set(names)):
-            raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(names)}")
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
         request = make_request(
             prompt,
             seed=seed,
             num=num,
-            **{name: options.get(name) for name in names},
+            **{name: options.get(name) for name in OPTIONS},
             serves=self.serves,
             defaults=self.defaults,
             text_length=self.text_length,
@@ -262,90 +214,12 @@ class Pipeline:
         last_image = None if last_image is None else read_picture(last_image, size)
         if image is not None and last_image is not None and request.frames < 2:
             raise InputError("a first and a last image need at least two frames; ask for more seconds")
-        return Run(request, self._given(request, image, last_image, video))
-
-    def _given(self, request: Request, image, last_image, video) -> Given:
-        """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
-        alone) and whose last one is that of a frame in the middle of things."""
-        n, context = self.engine.vae.time_factor, 0
-        before = 0 if video is None else len(video)
-        if before:
-            most = int(self.serves.get("context", 2 * stages.CHUNK))
-            context = min(most, (before - 1) // n + 1)
-        first = before - stages.frames_of(context, n) if before else 0
-        count = self.engine.vae.latent_frames(request.frames - first)
-        _, *shape = self.engine.vae.latent_shape(1, request.height, request.width)
-        latents, mask = np.zeros((count, *shape), np.float32), np.zeros(count, bool)
-        if before:
-            latents[:context], mask[:context] = self._encoded(video[first:], request.dtype)[:context], True
-        still = stages.frames_of(stages.CHUNK, n)
-        if image is not None:
-            latents[0], mask[0] = self._encoded(np.repeat(image[None], still, 0), request.dtype)[0], True
-        if last_image is not None:
-            still_clip = np.repeat(last_image[None], still, 0)
-            latents[-1], mask[-1] = self._encoded(still_clip, request.dtype)[-1], True
-        if mask.all():
-            raise InputError("every frame is given and nothing is left to make; ask for more seconds")
-        return Given(latents, mask, first, video)
-
-    def _encoded(self, frames, dtype):
-        return np.concatenate([latents for latents, _ in self.engine.encode([frames], dtype)])
+        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video))
 
     def events(self, run: Run) -> Iterator[Event]:
         """The run itself, event by event. Frames are handed out and forgotten; latents are kept."""
-        request, given = run.request, run.given
         self._kept = []
-        at = 0 if given.before is None else len(given.before)
-        if at:
-            before = np.broadcast_to(given.before, (request.batch, *given.before.shape))
-            yield Event("decode", at, request.frames, "frames", frames=_answer(request, before))
-        texts = list(dict.fromkeys(text for story in request.stories for _, text in story))
-        texts += [] if request.negative is None else [request.negative]
-        yield Event("text", 0, len(texts), "sentences", "" if self.compilations.get("text") else "compiling")
-        count = len(given.mask)
-        padded = -(-count // stages.CHUNK) * stages.CHUNK
-        window, overlap = self.engine.window(request, padded, *self._windows())
-        padded = window + -(-(padded - window) // (window - overlap)) * (window - overlap)
-        told = self._told(request, given, texts, padded)
-        yield Event("text", len(texts), len(texts), "sentences")
-
-        latents = np.pad(given.latents, [(0, padded - count)] + [(0, 0)] * 3)
-        mask = np.pad(given.mask, (0, padded - count))
-        decoder, place = Decoder(self.engine, request.dtype), 0
-        for done, total, note, new in self.engine.sample(request, told, latents, mask, window, overlap):
-            if new is None:
-                yield Event("sample", done, total, "steps", note)
-                continue
-            self._kept.append(new[:, : count - place])
-            for i in range(0, min(new.shape[1], count - place), stages.CHUNK):
-                piece = new[:, i : i + stages.CHUNK]
-                if not decoder.ready(piece):
-                    yield Event("decode", at, request.frames, "frames", "compiling")
-                # frames of the given video are there already
-                skip = max(0, at - given.first - decoder.frames)
-                frames = decoder(piece)[:, skip : skip + request.frames - at]
-                at += frames.shape[1]
-                yield Event("decode", at, request.frames, "frames", frames=_answer(request, frames))
-            place += new.shape[1]
-
-    def _windows(self) -> tuple[int, int]:
-        """Of a roll-out: latent frames that are denoised together, and how many of them are the past."""
-        return int(self.serves.get("window", 4 * stages.CHUNK)), int(self.serves.get("overlap", stages.CHUNK))
-
-    def _told(self, request: Request, given: Given, texts: list[str], padded: int) -> dict[str, Any]:
-        """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` if there is a negative."""
-        text, mask = self.engine.text(texts, request.dtype)
-        most = padded_spans(max(map(len, request.stories)), SPANS)
-        times = given.first + frame_times(padded, self.engine.vae.time_factor)
-        rows = [[texts.index(said) for _, said in story] for story in request.stories]
-        rows = np.asarray([row + [row[-1]] * (most - len(row)) for row in rows])
-        spans = [[(round(at * request.fps), said) for at, said in story] for story in request.stories]
-        span = np.stack([spans_of(captions, times) for captions in spans])
-        null = None
-        if request.negative is not None:
-            null = np.full_like(rows, len(texts) - 1)
-            null = {"text": text[null], "text_mask": mask[null]}
-        return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null}
+        return events(self.engine, run, self.serves, self._kept)
 
 
 def _load_run(path: pathlib.Path):
@@ -362,17 +236,3 @@ def _load_run(path: pathlib.Path):
     name = stages_[-1]
     spec = check_spec(read_json(path / name / SPEC), path / name / SPEC)
     return spec, load_ema(path, name)["params"], load_weights(path / "codec" / VAE)
-
-
-SPANS = (1, 2, 4, 8, 16)  # buckets of the number of captions
-
-
-def _answer(request: Request, frames):
-    """Frames [B, n, ...] as they were asked for: one video alone has no batch."""
-    return frames[0] if request.single else frames
-
-
-def _padded(latents):
-    """Latents [B, n <= 8, ...] repeated to the piece that the decoder is compiled for."""
-    short = stages.CHUNK - latents.shape[1]
-    return np.concatenate([latents, np.repeat(latents[:, -1:], short, 1)], 1) if short else latents

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "jaxvid.request": "jaxvid",
     "jaxvid.stages": "jaxvid",
     "jaxvid.engine": "jaxvid",
+    "jaxvid.run": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
     "jaxvid.cli": "jaxvid",
     "configs": "jaxvid",
@@ -330,3 +331,13 @@ def test_the_papers_name_files_that_exist(paper):
     links = re.findall(r"\]\(([\w./-]+)\)", text)
     lost = [link for link in links if not (ROOT / link).exists()]
     assert not lost, f"{paper} links to what is not there: {lost}"
+
+
+def test_the_short_round_names_files_that_exist():
+    named = next(
+        ast.literal_eval(n.value)
+        for n in tree_of(ROOT / "tests" / "conftest.py").body
+        if isinstance(n, ast.Assign)
+    )
+    lost = [name for name in named if not (ROOT / "tests" / name).exists()]
+    assert len(named) > 10 and not lost, f"SMOKE in tests/conftest.py names {lost}"

@@ -14,6 +14,7 @@ import pytest
 from jaxvid import stages
 from jaxvid.clip import Clip
 from jaxvid.pipeline import Pipeline
+from jaxvid.run import _told
 from jaxvid.sampling.noise import frame_noise, seed_keys
 from jaxvid.sampling.plan import time_table, together
 from jaxvid.sampling.sample import sample
@@ -138,7 +139,7 @@ def test_story_spans_speak_about_their_frames(pipe):
     whole = pipe(story=story, seconds=SHORT, seed=3)
     assert whole.recipe["story"] == [[0.0, "a red star"], [1.5, "a blue ring"], [2.5, "a green cross"]]
     run = pipe.prepare(story=story, seconds=SHORT, seed=3)
-    told = pipe._told(run.request, run.given, [text for _, text in story], 8)
+    told = _told(pipe.engine, run.request, run.given, [text for _, text in story], 8)
     # middles of latent frames in seconds: 0, 2.5/8, 6.5/8, 10.5/8, 14.5/8, 18.5/8, 22.5/8, 26.5/8
     assert told["span"].tolist() == [[0, 0, 0, 0, 1, 1, 2, 2]]
     assert told["text"].shape[:2] == (1, 4)

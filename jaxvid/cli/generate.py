@@ -78,6 +78,8 @@ def run(options) -> None:
         "fps",
     )
     asked = {name: getattr(options, name) for name in names}
+    if options.image or options.last_image or options.video:
+        progress.note("encoding what is given (compiling the encoder first)")
     ready = pipe.prepare(options.prompt, story=story, seconds=options.seconds, size=size, **asked)
     request = ready.request
     paths = outputs(options.out, request.batch)

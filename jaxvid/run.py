@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run: from what was asked, and checked, to frames, as a stream of events.
+
+A run goes through the stages encode (of given frames, when it is prepared), text, sample and decode. One shot denoises all
+latent frames of a video together; a roll-out goes window by window, each seeing the end of the one before, in memory that
+does not grow. Frames are decoded as soon as their latents are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxvid import stages
+from jaxvid.data.collate import frame_times, padded_spans, spans_of
+from jaxvid.engine import Decoder, Engine
+from jaxvid.request import Request
+from jaxvid.types import InputError
+
+SPANS = (1, 2, 4, 8, 16)  # buckets of the number of captions
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """One step of a run.
+
+    stage    'encode', 'text', 'sample' or 'decode'
+    done     how far the stage is, of ``total`` ``unit``; ``note`` is 'compiling' when a wait is to be expected
+    frames   decoded frames, uint8 [n, H, W, 3], or [B, n, H, W, 3] where a list of videos was asked for; else None
+    """
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    note: str = ""
+    frames: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a run need not make: clean latents (and which), and the video that comes before the new frames."""
+
+    latents: Any  # float32 [F, h, w, C], zeros where not given
+    mask: Any  # bool [F]
+    first: int = 0  # place in the result of the frame that the first latent stands for
+    before: Any = None  # uint8 [n, H, W, 3], the video to extend
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What was asked for, checked and encoded: ready to be made by `Pipeline.events`."""
+
+    request: Request
+    given: Given
+
+
+def encode_given(
+    engine: Engine, serves: Mapping[str, Any], request: Request, image, last_image, video
+) -> Given:
+    """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
+    alone) and whose last one is that of a frame in the middle of things."""
+    n, context = engine.vae.time_factor, 0
+    before = 0 if video is None else len(video)
+    if before:
+        most = int(serves.get("context", 2 * stages.CHUNK))
+        context = min(most, (before - 1) // n + 1)
+    first = before - stages.frames_of(context, n) if before else 0
+    count = engine.vae.latent_frames(request.frames - first)
+    _, *shape = engine.vae.latent_shape(1, request.height, request.width)
+    latents, mask = np.zeros((count, *shape), np.float32), np.zeros(count, bool)
+    if before:
+        latents[:context], mask[:context] = _encoded(engine, video[first:], request.dtype)[:context], True
+    still = stages.frames_of(stages.CHUNK, n)
+    if image is not None:
+        latents[0], mask[0] = _encoded(engine, np.repeat(image[None], still, 0), request.dtype)[0], True
+    if last_image is not None:
+        still_clip = np.repeat(last_image[None], still, 0)
+        latents[-1], mask[-1] = _encoded(engine, still_clip, request.dtype)[-1], True
+    if mask.all():
+        raise InputError("every frame is given and nothing is left to make; ask for more seconds")
+    return Given(latents, mask, first, video)
+
+
+def _encoded(engine, frames, dtype):
+    return np.concatenate([latents for latents, _ in engine.encode([frames], dtype)])
+
+
+def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> Iterator[Event]:
+    """The run itself, event by event. Frames are handed out and forgotten; latents are appended to ``kept``."""
+    request, given = run.request, run.given
+    at = 0 if given.before is None else len(given.before)
+    if at:
+        before = np.broadcast_to(given.before, (request.batch, *given.before.shape))
+        yield Event("decode", at, request.frames, "frames", frames=_answer(request, before))
+    texts = list(dict.fromkeys(text for story in request.stories for _, text in story))
+    texts += [] if request.negative is None else [request.negative]
+    yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
+    count = len(given.mask)
+    whole = -(-count // stages.CHUNK) * stages.CHUNK
+    window, overlap = engine.window(request, whole, *_windows(serves))
+    whole = window + -(-(whole - window) // (window - overlap)) * (window - overlap)
+    told = _told(engine, request, given, texts, whole)
+    yield Event("text", len(texts), len(texts), "sentences")
+
+    latents = np.pad(given.latents, [(0, whole - count)] + [(0, 0)] * 3)
+    mask = np.pad(given.mask, (0, whole - count))
+    decoder, place = Decoder(engine, request.dtype), 0
+    for done, total, note, new in engine.sample(request, told, latents, mask, window, overlap):
+        if new is None:
+            yield Event("sample", done, total, "steps", note)
+            continue
+        kept.append(new[:, : count - place])
+        for i in range(0, min(new.shape[1], count - place), stages.CHUNK):
+            piece = new[:, i : i + stages.CHUNK]
+            if not decoder.ready(piece):
+                yield Event("decode", at, request.frames, "frames", "compiling")
+            # frames of the given video are there already
+            skip = max(0, at - given.first - decoder.frames)
+            frames = decoder(piece)[:, skip : skip + request.frames - at]
+            at += frames.shape[1]
+            new_ones = _answer(request, frames) if frames.size else None
+            yield Event("decode", at, request.frames, "frames", frames=new_ones)
+        place += new.shape[1]
+
+
+def _windows(serves) -> tuple[int, int]:
+    """Of a roll-out: latent frames that are denoised together, and how many of them are the past."""
+    window, overlap = int(serves.get("window", 4 * stages.CHUNK)), int(serves.get("overlap", stages.CHUNK))
+    if window % stages.CHUNK or overlap % stages.CHUNK or not 0 <= overlap < window:
+        raise InputError(
+            f"this checkpoint serves windows of {window} latent frames with an overlap of {overlap}; both must be"
+            f" multiples of {stages.CHUNK}, the second the smaller one"
+        )
+    return window, overlap
+
+
+def _told(engine: Engine, request: Request, given: Given, texts: list[str], frames: int) -> dict[str, Any]:
+    """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` if there is a negative."""
+    text, mask = engine.text(texts, request.dtype)
+    most = padded_spans(max(map(len, request.stories)), SPANS)
+    times = given.first + frame_times(frames, engine.vae.time_factor)
+    rows = [[texts.index(said) for _, said in story] for story in request.stories]
+    rows = np.asarray([row + [row[-1]] * (most - len(row)) for row in rows])
+    spans = [[(round(at * request.fps), said) for at, said in story] for story in request.stories]
+    span = np.stack([spans_of(captions, times) for captions in spans])
+    null = None
+    if request.negative is not None:
+        null = np.full_like(rows, len(texts) - 1)
+        null = {"text": text[null], "text_mask": mask[null]}
+    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null}
+
+
+def _answer(request: Request, frames):
+    """Frames [B, n, ...] as they were asked for: one video alone has no batch."""
+    return frames[0] if request.single else frames
+
+
+def padded(latents):
+    """Latents [B, n <= 8, ...] repeated to the piece that the decoder is compiled for."""
+    short = stages.CHUNK - latents.shape[1]
+    return np.concatenate([latents, np.repeat(latents[:, -1:], short, 1)], 1) if short else latents
