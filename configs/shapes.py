@@ -66,7 +66,7 @@ def get_config():
         steps=2000,
         peak=1.5e-3,
         warmup=80,
-        clips=1024,
+        clips=1536,
         events=0.0,
         seed=1,
     )
