@@ -105,9 +105,7 @@ class FrameConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         stride = (self.stride, self.stride)
-        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + bias.astype(
-            self.dtype
-        )
+        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + over(bias, self.dtype)
 
 
 class HalveTime(nn.Module):

@@ -12,103 +12,123 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from jaxvid.models.video_vae import VideoVAE
-from jaxvid.types import InputError
+from jaxvid.types import InputError, Params
 
 SMALL = 0.3  # how large pixels of size 1 are inside, so that norms stay below their floor
 
 
-def components(x: np.ndarray, side: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images [..., H, W, C] -> the leading ``count`` components of their patches [side * side * C, count], and their spreads."""
-    x = np.asarray(x, np.float64)
-    h, w, c = x.shape[-3:]
-    x = x.reshape(-1, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * c)
-    second = x.T @ x / len(x)  # about zero, which is gray: the codec has no bias to learn first
-    values, vectors = np.linalg.eigh(second)
-    return vectors[:, ::-1][:, :count], np.sqrt(np.maximum(values[::-1][:count], 1e-6))
+def components(
+    x: Float[Array, "N H W C"], side: int, count: int
+) -> tuple[Float[Array, "P count"], Float[Array, "count"]]:
+    """The leading components of patches, P = side * side * C values each (row, column, colour), and their spreads.
 
-
-def linear_start(model: VideoVAE, params, images):
-    """New parameters with which ``model`` codes every frame by the principal components of ``images`` [N, H, W, 3].
-
-    Needs ``shuffle`` and three levels wide enough to carry a patch; InputError otherwise.
+    Measured about zero, which is gray, so that the codec needs no biases.
     """
-    p, widths = model.patch, [model.base * m for m in model.mult]
-    dec = [(model.dec_base or model.base) * m for m in model.mult]
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * c)
+    values, vectors = jnp.linalg.eigh(x.T @ x / len(x))
+    return vectors[:, ::-1][:, :count], jnp.sqrt(jnp.maximum(values[::-1][:count], 1e-6))
+
+
+def quieten(node: Params) -> Params:
+    """Residual branches end in zeros, and shortcuts hand channels on."""
+
+    def still(path, leaf):
+        names = [part.key for part in path]
+        if names[-1] == "kernel" and names[-2] in ("conv2", "proj"):
+            return jnp.zeros_like(leaf)
+        if names[-1] == "kernel" and names[-2] == "conv_shortcut":
+            return jnp.eye(*leaf.shape, dtype=leaf.dtype)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(still, node)
+
+
+def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"]) -> Params:
+    """New parameters with which ``model`` codes every frame by the principal components of ``images`` in [-1, 1].
+
+    The latents have about unit variance. Needs ``shuffle`` and three levels wide enough to carry a patch; InputError
+    otherwise. May be traced.
+    """
+    p, s, z = model.patch, model.space_factor, model.z
+    enc, dec = ([base * m for m in model.mult] for base in (model.base, model.dec_base or model.base))
     pixel = 3 * p * p
-    if not model.shuffle or len(widths) != 3 or widths[0] < pixel or widths[1] < 4 * pixel or dec[0] < 2 * pixel:
-        raise InputError(
-            f"a linear start needs shuffle=True and three levels of widths from {pixel}, {4 * pixel} on"
-            f" ({2 * pixel} in the decoder); got shuffle={model.shuffle}, {widths} and {dec}"
+    if not model.shuffle or model.residual or len(enc) != 3:
+        raise InputError("a linear start needs a model of three levels with shuffle=True and residual=False")
+    least = [pixel, 4 * pixel, 2 * z], [2 * pixel, 4 * pixel, 2 * z]
+    if any(have < want for have, want in zip(enc + dec, least[0] + least[1], strict=True)):
+        raise InputError(f"a linear start needs widths of at least {least[0]} and {least[1]}, not {enc} and {dec}; widen")
+    vectors, spread = components(images, s, z)
+    params = quieten(params)
+
+    # Every value of a patch: where it is after both halvings, and which channel it has between them.
+    row, column, colour = (axis.ravel() for axis in np.indices((s, s, 3)))
+    outer = row // (2 * p), column // (2 * p)
+    inner = (2 * (row // p % 2) + column // p % 2) * pixel + colour * p * p + (column % p) * p + row % p
+    value = (row * s + column) * 3 + colour
+    keep, colours = np.arange(z), np.arange(pixel)
+
+    def kernel(part, name, *entries):
+        node = params[part][name]
+        new = jnp.zeros_like(node["kernel"])
+        for index, entry in entries:
+            new = new.at[index].set(entry)
+        return {**node, "kernel": new}
+
+    def pairs_back(part, count, width):
+        """The last convolution: differences of pairs of channels, undoing SMALL and what the norm multiplies by."""
+        scale = 1 / (SMALL * np.sqrt(width / model.norm_floor))
+        lanes = np.arange(count)
+        return kernel(
+            part, "conv_out", ((-1, 1, 1, 2 * lanes, lanes), scale), ((-1, 1, 1, 2 * lanes + 1, lanes), -scale)
         )
-    if 2 * model.z > min(widths[2], dec[2]) or dec[1] < 4 * pixel:
-        raise InputError(f"widths {widths} and {dec} are too narrow for pairs of {model.z} latents; widen them")
-    vectors, spread = components(images, model.space_factor, model.z)
-    params = jax.tree.map(np.array, params)
 
-    def still(tree):
-        for name, node in tree.items():
-            if name == "conv2":
-                node["kernel"][:] = 0
-            elif name == "proj":
-                node["kernel"][:] = 0
-            elif name == "conv_shortcut":
-                node["kernel"][:] = np.eye(*node["kernel"].shape)
-            if isinstance(node, dict):
-                still(node)
+    def at(*parts):
+        return tuple(part[:, None] if np.ndim(part) and np.size(part) == value.size else part for part in parts)
 
-    still(params)
-    enc, out = params["encoder"], params["decoder"]
-    s = model.space_factor
-
-    def place(c, row, column):
-        """The channel of a pixel's colour among those of `patchify` and the row of ``vectors`` it belongs to."""
-        return c * p * p + (column % p) * p + row % p, (row * s + column) * 3 + c
-
-    # Encoder: pixels -> 2x2 pixels side by side -> components in pairs.
-    kernel = enc["conv_in"]["kernel"]
-    kernel[:] = 0
-    kernel[-1, 1, 1, np.arange(pixel), np.arange(pixel)] = SMALL
-    first, second = enc["down_0_resample"]["kernel"], enc["down_1_resample"]["kernel"]
-    first[:], second[:] = 0, 0
-    for dy, dx in np.ndindex(2, 2):
-        first[dy, dx, np.arange(pixel), (2 * dy + dx) * pixel + np.arange(pixel)] = 1
-    keep = np.arange(model.z)
-    scaled = vectors / spread  # latents of about unit variance
-    norm = np.sqrt(widths[2] / model.norm_floor)  # what a ChannelNorm multiplies by, below its floor
-    for row, column, c in np.ndindex(s, s, 3):
-        channel, line = place(c, row, column)
-        inner = (2 * (row // p % 2) + column // p % 2) * pixel + channel
-        second[row // (2 * p), column // (2 * p), inner, 2 * keep] = scaled[line]
-        second[row // (2 * p), column // (2 * p), inner, 2 * keep + 1] = -scaled[line]
-    kernel = enc["conv_out"]["kernel"]
-    kernel[:] = 0
-    kernel[-1, 1, 1, 2 * keep, keep] = 1 / (SMALL * norm)
-    kernel[-1, 1, 1, 2 * keep + 1, keep] = -1 / (SMALL * norm)
-    params["quant_conv"]["kernel"][:] = np.eye(2 * model.z)
-    params["post_quant_conv"]["kernel"][:] = np.eye(model.z)
-
-    # Decoder: components -> 2x2 pixels side by side -> pixels in pairs.
-    kernel = out["conv_in"]["kernel"]
-    kernel[:] = 0
-    kernel[-1, 1, 1, keep, keep] = SMALL
-    first, second = out["up_0_resample"]["kernel"], out["up_1_resample"]["kernel"]
-    first[:], second[:] = 0, 0
-    back = vectors * spread
-    for row, column, c in np.ndindex(s, s, 3):
-        channel, line = place(c, row, column)
-        inner = (2 * (row // p % 2) + column // p % 2) * pixel + channel
-        outer = 2 * (row // (2 * p)) + column // (2 * p)
-        first[1, 1, keep, outer * dec[1] + inner] = back[line]
-    for dy, dx in np.ndindex(2, 2):
-        for channel in range(pixel):
-            inner = (2 * dy + dx) * pixel + channel
-            second[1, 1, inner, (2 * dy + dx) * dec[0] + 2 * channel] = 1
-            second[1, 1, inner, (2 * dy + dx) * dec[0] + 2 * channel + 1] = -1
-    kernel = out["conv_out"]["kernel"]
-    kernel[:] = 0
-    norm = np.sqrt(dec[0] / model.norm_floor)
-    kernel[-1, 1, 1, 2 * np.arange(pixel), np.arange(pixel)] = 1 / (SMALL * norm)
-    kernel[-1, 1, 1, 2 * np.arange(pixel) + 1, np.arange(pixel)] = -1 / (SMALL * norm)
-    return jax.tree.map(jnp.asarray, params)
+    scaled = (vectors / spread[None])[value]
+    encoder = {
+        "conv_in": kernel("encoder", "conv_in", ((-1, 1, 1, colours, colours), SMALL)),
+        "down_0_resample": kernel(
+            "encoder",
+            "down_0_resample",
+            *(((dy, dx, colours, (2 * dy + dx) * pixel + colours), 1) for dy, dx in np.ndindex(2, 2)),
+        ),
+        "down_1_resample": kernel(
+            "encoder",
+            "down_1_resample",
+            (at(*outer, inner, 2 * keep[None]), scaled),
+            (at(*outer, inner, 2 * keep[None] + 1), -scaled),
+        ),
+        "conv_out": pairs_back("encoder", z, enc[2]),
+    }
+    decoder = {
+        "conv_in": kernel("decoder", "conv_in", ((-1, 1, 1, keep, keep), SMALL)),
+        "up_0_resample": kernel(
+            "decoder",
+            "up_0_resample",
+            (at(1, 1, keep[None], (2 * outer[0] + outer[1]) * dec[1] + inner), (vectors * spread[None])[value]),
+        ),
+        "up_1_resample": kernel(
+            "decoder",
+            "up_1_resample",
+            *(
+                ((1, 1, (2 * dy + dx) * pixel + colours, (2 * dy + dx) * dec[0] + 2 * colours + other), 1 - 2 * other)
+                for dy, dx, other in np.ndindex(2, 2, 2)
+            ),
+        ),
+        "conv_out": pairs_back("decoder", pixel, dec[0]),
+    }
+    through = {
+        name: {**params[name], "kernel": jnp.eye(width, dtype=jnp.float32)}
+        for name, width in (("quant_conv", 2 * z), ("post_quant_conv", z))
+    }
+    return {
+        **params,
+        **through,
+        "encoder": {**params["encoder"], **encoder},
+        "decoder": {**params["decoder"], **decoder},
+    }

@@ -230,9 +230,9 @@ def test_wrong_sizes_name_the_nearest():
 
 def test_latent_sizes():
     model = video_vae.shapes()
-    assert (model.time_factor, model.space_factor, model.z) == (4, 8, 8)
+    assert (model.time_factor, model.space_factor, model.z) == (4, 8, 16)
     assert [model.latent_frames(t) for t in (1, 2, 5, 6, 61, 960)] == [1, 2, 2, 3, 16, 241]
-    assert model.latent_shape(61, 64, 48) == (16, 8, 6, 8)
+    assert model.latent_shape(61, 64, 48) == (16, 8, 6, 16)
 
 
 @pytest.mark.parametrize(
