@@ -96,7 +96,7 @@ class Clip:
 
         Returns the path.
         """
-        from PIL import Image
+        import imageio.v3
 
         path = pathlib.Path(path)
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -117,9 +117,7 @@ class Clip:
             tile,
         )
         with aside(path) as part:
-            Image.fromarray(sheet).save(
-                part, format={".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
-            )
+            imageio.v3.imwrite(part, sheet, plugin="pillow", extension=path.suffix.lower())
         return path
 
     def _story(self):

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import imageio.v3
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxvid.data.text import decode_text
 from jaxvid.types import InputError
@@ -90,5 +90,5 @@ def _pixels(x: Any) -> np.ndarray:
 
 
 def _save_image(picture: np.ndarray, path: str) -> None:
-    Image.fromarray(picture).save(path + ".part", "PNG")
+    imageio.v3.imwrite(path + ".part", picture, plugin="pillow", extension=".png")
     os.replace(path + ".part", path)
