@@ -23,6 +23,7 @@ from jaxvid.diffusion.levels import Density, Mix, Vectorised
 from jaxvid.diffusion.process import Process
 from jaxvid.models.text_encoder import ByteTextEncoder
 from jaxvid.models.text_to_video import TextToVideo
+from jaxvid.models.vae_start import LinearStart
 from jaxvid.models.video_dit import lingen
 from jaxvid.models.video_vae import shapes
 from jaxvid.training.loop import Settings
@@ -59,8 +60,10 @@ def clips(c, frames, batch):
 
 def autoencoder(c):
     return dict(
-        task=call(AutoencoderTask, model=call(shapes)),
-        optimizer=call(adamw, rate=call(constant, peak=1e-3, warmup=50), decay=0.0),
+        task=call(
+            AutoencoderTask, model=call(shapes), weights=dict(l2=2.0, kl=5e-4), start=call(LinearStart)
+        ),
+        optimizer=call(adamw, rate=call(constant, peak=2e-4, warmup=100), decay=0.0),
         train=call(Settings, steps=1_000_000, minutes=c.minutes.get_ref("autoencoder"), ema=0.99),
         statistics=64,
         **clips(c, frames=9, batch=4),
@@ -74,7 +77,7 @@ def backbone(c):
             DiffusionTask,
             model=call(
                 TextToVideo,
-                dit=call(lingen, width=128, repeats=1, channels=8, text_width=64),
+                dit=call(lingen, width=128, repeats=1, channels=16, text_width=64),
                 text_encoder=call(ByteTextEncoder, width=64, layers=1),
             ),
             process=call(Process, predicts="x0", loss_on="flow"),

@@ -68,7 +68,11 @@ class ChannelNorm(nn.Module):
         gamma = self.param("gamma", nn.initializers.ones_init(), (x.shape[-1],))
         x = x.astype(jnp.float32)
         square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.maximum(square, self.floor)) * (math.sqrt(x.shape[-1]) * over(gamma, jnp.float32))
+        x = (
+            x
+            * jax.lax.rsqrt(jnp.maximum(square, self.floor))
+            * (math.sqrt(x.shape[-1]) * over(gamma, jnp.float32))
+        )
         return x.astype(self.dtype)
 
 
@@ -105,7 +109,9 @@ class FrameConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         stride = (self.stride, self.stride)
-        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + over(bias, self.dtype)
+        return conv2d(x.astype(self.dtype), kernel, stride=stride, padding=self.padding) + over(
+            bias, self.dtype
+        )
 
 
 class HalveTime(nn.Module):

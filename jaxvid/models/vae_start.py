@@ -9,6 +9,8 @@ silu(x) - silu(-x) = x, and are kept small enough for the norms to be linear (be
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,11 @@ def components(
     Measured about zero, which is gray, so that the codec needs no biases.
     """
     n, h, w, c = x.shape
-    x = x.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * side * c)
+    x = (
+        x.reshape(n, h // side, side, w // side, side, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(-1, side * side * c)
+    )
     values, vectors = jnp.linalg.eigh(x.T @ x / len(x))
     return vectors[:, ::-1][:, :count], jnp.sqrt(jnp.maximum(values[::-1][:count], 1e-6))
 
@@ -60,7 +66,9 @@ def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"
         raise InputError("a linear start needs a model of three levels with shuffle=True and residual=False")
     least = [pixel, 4 * pixel, 2 * z], [2 * pixel, 4 * pixel, 2 * z]
     if any(have < want for have, want in zip(enc + dec, least[0] + least[1], strict=True)):
-        raise InputError(f"a linear start needs widths of at least {least[0]} and {least[1]}, not {enc} and {dec}; widen")
+        raise InputError(
+            f"a linear start needs widths of at least {least[0]} and {least[1]}, not {enc} and {dec}; widen"
+        )
     vectors, spread = components(images, s, z)
     params = quieten(params)
 
@@ -83,11 +91,16 @@ def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"
         scale = 1 / (SMALL * np.sqrt(width / model.norm_floor))
         lanes = np.arange(count)
         return kernel(
-            part, "conv_out", ((-1, 1, 1, 2 * lanes, lanes), scale), ((-1, 1, 1, 2 * lanes + 1, lanes), -scale)
+            part,
+            "conv_out",
+            ((-1, 1, 1, 2 * lanes, lanes), scale),
+            ((-1, 1, 1, 2 * lanes + 1, lanes), -scale),
         )
 
     def at(*parts):
-        return tuple(part[:, None] if np.ndim(part) and np.size(part) == value.size else part for part in parts)
+        return tuple(
+            part[:, None] if np.ndim(part) and np.size(part) == value.size else part for part in parts
+        )
 
     scaled = (vectors / spread[None])[value]
     encoder = {
@@ -110,13 +123,19 @@ def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"
         "up_0_resample": kernel(
             "decoder",
             "up_0_resample",
-            (at(1, 1, keep[None], (2 * outer[0] + outer[1]) * dec[1] + inner), (vectors * spread[None])[value]),
+            (
+                at(1, 1, keep[None], (2 * outer[0] + outer[1]) * dec[1] + inner),
+                (vectors * spread[None])[value],
+            ),
         ),
         "up_1_resample": kernel(
             "decoder",
             "up_1_resample",
             *(
-                ((1, 1, (2 * dy + dx) * pixel + colours, (2 * dy + dx) * dec[0] + 2 * colours + other), 1 - 2 * other)
+                (
+                    (1, 1, (2 * dy + dx) * pixel + colours, (2 * dy + dx) * dec[0] + 2 * colours + other),
+                    1 - 2 * other,
+                )
                 for dy, dx, other in np.ndindex(2, 2, 2)
             ),
         ),
@@ -132,3 +151,13 @@ def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"
         "encoder": {**params["encoder"], **encoder},
         "decoder": {**params["decoder"], **decoder},
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearStart:
+    """`linear_start` as a value that a config can name; ``images``: how many of those offered are measured, at most."""
+
+    images: int = 1024
+
+    def __call__(self, model: VideoVAE, params: Params, images: Float[Array, "N H W 3"]) -> Params:
+        return linear_start(model, params, images[: self.images])

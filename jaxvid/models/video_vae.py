@@ -35,7 +35,6 @@ from jaxvid.models.vae_blocks import (
 )
 from jaxvid.types import InputError, Memory
 
-
 QUIET = -5.0  # log variance of the posterior before training
 
 
@@ -73,7 +72,9 @@ class Encoder(nn.Module):
     def __call__(self, x, memory, first):
         memory, new = memory or {}, {}
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
-        x, new["conv_in"] = CausalConv(self.base, self.tail, self.dtype, name="conv_in")(x, memory.get("conv_in"))
+        x, new["conv_in"] = CausalConv(self.base, self.tail, self.dtype, name="conv_in")(
+            x, memory.get("conv_in")
+        )
         for level, times in enumerate(self.mult):
             width, shrinks = self.base * times, level + 1 < len(self.mult)
             halves, around = shrinks and self.temporal[level], x
@@ -91,7 +92,9 @@ class Encoder(nn.Module):
         middle = Middle(x.shape[-1], self.tail, self.floor, self.dtype, self.remat, name="mid")
         x, new["mid"] = middle(x, memory.get("mid"))
         x = nn.silu(ChannelNorm(self.floor, self.dtype, name="norm_out")(x))
-        x, new["conv_out"] = CausalConv(self.out, self.tail, self.dtype, name="conv_out")(x, memory.get("conv_out"))
+        x, new["conv_out"] = CausalConv(self.out, self.tail, self.dtype, name="conv_out")(
+            x, memory.get("conv_out")
+        )
         return x, new
 
 
@@ -115,7 +118,9 @@ class Decoder(nn.Module):
         memory, new = memory or {}, {}
         block = nn.remat(ResidualBlock) if self.remat else ResidualBlock
         widths = [self.base * times for times in reversed(self.mult)]
-        x, new["conv_in"] = CausalConv(widths[0], self.tail, self.dtype, name="conv_in")(x, memory.get("conv_in"))
+        x, new["conv_in"] = CausalConv(widths[0], self.tail, self.dtype, name="conv_in")(
+            x, memory.get("conv_in")
+        )
         middle = Middle(widths[0], self.tail, self.floor, self.dtype, self.remat, name="mid")
         x, new["mid"] = middle(x, memory.get("mid"))
         for level, width in enumerate(widths):
@@ -137,7 +142,9 @@ class Decoder(nn.Module):
                 if self.residual:
                     x = x + repeat_up(around, narrow, 2 if doubles else 1, 2, first)
         x = nn.silu(ChannelNorm(self.floor, self.dtype, name="norm_out")(x))
-        x, new["conv_out"] = CausalConv(self.out, self.tail, self.dtype, name="conv_out")(x, memory.get("conv_out"))
+        x, new["conv_out"] = CausalConv(self.out, self.tail, self.dtype, name="conv_out")(
+            x, memory.get("conv_out")
+        )
         return x, new
 
 
@@ -155,7 +162,9 @@ class VideoVAE(nn.Module):
     temporal: tuple[bool, ...] = (False, True, True)  # which of the shrinking levels halve time too
     patch: int = 1
     residual: bool = False  # shortcuts around whole levels, as in Wan 2.2
-    shuffle: bool = False  # change size by convolutions that widen, and that give each new pixel channels of its own
+    shuffle: bool = (
+        False  # change size so that each new pixel has channels of its own, and widths change there
+    )
     dec_base: int | None = None
     temporal_init: str = "tail"  # begin as an image network that treats every frame alike; or "random"
     norm_floor: float = 1e-12
@@ -234,7 +243,9 @@ class VideoVAE(nn.Module):
     @nn.nowrap
     def check_latents(self, z) -> None:
         if z.ndim != 5 or z.shape[-1] != self.z or z.shape[1] < 1:
-            raise InputError(f"latents of shape {tuple(z.shape)} cannot be decoded; give [B, F, h, w, {self.z}]")
+            raise InputError(
+                f"latents of shape {tuple(z.shape)} cannot be decoded; give [B, F, h, w, {self.z}]"
+            )
 
     # Raw latents
 
@@ -246,7 +257,9 @@ class VideoVAE(nn.Module):
         """Latents of a whole video to its frames; ``clip`` keeps them in [-1, 1] (not in training: it stops gradients)."""
         return self.decode_chunk(z, None, True, clip)[0]
 
-    def encode_chunk(self, x: Float[Array, "B T H W 3"], memory: Memory, first: bool) -> tuple[Posterior, Memory]:
+    def encode_chunk(
+        self, x: Float[Array, "B T H W 3"], memory: Memory, first: bool
+    ) -> tuple[Posterior, Memory]:
         """The next frames of a video: 1 + n k of them when ``first`` (static), n k later. ``memory`` None: the start."""
         self.check_size(*x.shape[2:4])
         self.check_frames(x.shape[1], first)
@@ -346,8 +359,16 @@ def small(**kw) -> VideoVAE:
 
 
 def shapes(**kw) -> VideoVAE:
-    """The shipped one: 4x8x8, 8 channels, sized for two CPU cores."""
-    fields = {"base": 24, "mult": (1, 2, 3), "res": 1, "z": 16, "shuffle": True, "temporal": (True, True), "patch": 2}
+    """The shipped one: 4x8x8, 16 channels, 2.7 M parameters, sized for two CPU cores; see `vae_start` and configs/shapes_vae.py."""
+    fields = {
+        "base": 24,
+        "mult": (1, 2, 3),
+        "res": 1,
+        "z": 16,
+        "shuffle": True,
+        "temporal": (True, True),
+        "patch": 2,
+    }
     return VideoVAE(**fields | {"norm_floor": 16.0} | kw)
 
 

@@ -71,13 +71,23 @@ class DiffusionTask:
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderTask:
-    """A ``VideoVAE`` learns to give back its clips; ``weights`` are keywords of `losses.reconstruction_loss`."""
+    """A ``VideoVAE`` learns to give back its clips; ``weights`` are keywords of `losses.reconstruction_loss`.
+
+    start: ``(model, params, images [N, H, W, 3]) -> params`` may make more of the first batch than chance does
+    (`jaxvid.models.vae_start.LinearStart`).
+    """
 
     model: nn.Module
     weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    start: Callable[..., Any] | None = None
 
     def init(self, key: Array, batch: Batch) -> Variables:
-        return self.model.init(key, batch[0].x)
+        x = batch[0].x
+        variables = self.model.init(key, x)
+        if self.start is not None:
+            params = self.start(self.model, variables["params"], x.reshape(-1, *x.shape[2:]))
+            variables = {**variables, "params": params}
+        return variables
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         video, _ = batch

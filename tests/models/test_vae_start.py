@@ -10,7 +10,9 @@ from jaxvid.models.vae_start import components, linear_start
 from jaxvid.models.video_vae import VideoVAE
 from jaxvid.types import InputError
 
-FIELDS = dict(base=24, mult=(1, 2, 1), res=1, z=6, temporal=(True, True), patch=2, shuffle=True, norm_floor=1e3)
+FIELDS = dict(
+    base=24, mult=(1, 2, 1), res=1, z=6, temporal=(True, True), patch=2, shuffle=True, norm_floor=1e3
+)
 
 
 def pictures(count):
@@ -41,7 +43,9 @@ def test_it_is_the_best_linear_codec():
     want = (latents @ vectors.T).reshape(4, 2, 2, 8, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(4, 16, 16, 3)
     np.testing.assert_allclose(frames[:, 0], jnp.clip(want, -1, 1), atol=2e-3)
     for leaf in jax.tree.leaves(
-        jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x)[0] ** 2))(params)["encoder"]["mid"]["resnets_0"]["conv2"]
+        jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x)[0] ** 2))(params)["encoder"]["mid"][
+            "resnets_0"
+        ]["conv2"]
     ):
         assert jnp.any(leaf != 0)  # what is still can learn
 

@@ -18,7 +18,9 @@ def plain(x, kernel, stride, padding):
 
 @pytest.mark.parametrize("channels", [3, 80])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 2, 1)])
-@pytest.mark.parametrize("padding", [((2, 0), (1, 1), (1, 1)), ((0, 0), (0, 1), (0, 1)), ((1, 2), (0, 0), (2, 1))])
+@pytest.mark.parametrize(
+    "padding", [((2, 0), (1, 1), (1, 1)), ((0, 0), (0, 1), (0, 1)), ((1, 2), (0, 0), (2, 1))]
+)
 def test_conv3d_is_the_plain_one(channels, stride, padding):
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (2, 5, 6, 7, channels))
