@@ -37,8 +37,8 @@ def stage(buckets, spans, steps, peak, warmup, clips, events, seed, **more):
         DiffusionTask,
         model=call(
             TextToVideo,
-            dit=call(lingen, width=160, repeats=2, expand=1, scan_head=80, channels=16, text_width=128),
-            text_encoder=call(ByteTextEncoder, width=128, layers=2),
+            dit=call(lingen, width=160, repeats=2, window=(4, 4, 4), expand=1, scan_head=80, channels=16, text_width=128),
+            text_encoder=call(ByteTextEncoder, width=128, layers=2, pool=4),
         ),
         process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),
         levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=0.8, std=1.0)),
@@ -60,7 +60,7 @@ def get_config():
     c.stages.backbone = stage(
         (
             call(Bucket, frames=45, height=64, width=64, batch=10, weight=0.6),
-            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.4),
+            call(Bucket, frames=1, height=64, width=64, batch=64, weight=0.4),
         ),
         spans=(1,),
         steps=2000,

@@ -18,15 +18,20 @@ from jaxvid.ops.attention import attention
 
 
 class ByteTextEncoder(nn.Module):
-    """tokens [..., L] -> (float32 embeddings [..., L, width], mask bool [..., L])."""
+    """tokens [..., L] -> (float32 embeddings [..., l, width], mask bool [..., l]), where l = ceil(L / pool).
+
+    ``pool`` neighbouring embeddings are averaged: bytes are many and say little each, and every layer of the
+    network that reads them pays for their number.
+    """
 
     width: int = 128
     layers: int = 2
     head: int = 32
+    pool: int = 1
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "... L"]) -> tuple[Float[Array, "... L D"], Bool[Array, "... L"]]:
+    def __call__(self, tokens: Int[Array, "... L"]) -> tuple[Float[Array, "... l D"], Bool[Array, "... l"]]:
         *outer, length = tokens.shape
         flat = tokens.reshape(-1, length)
         mask = flat > 0
@@ -42,5 +47,15 @@ class ByteTextEncoder(nn.Module):
             y = attention(rotate(q, angles), rotate(k, angles), v, mask=mask[:, None, None, :])
             x = x + Linear(self.width, ("heads", "embed"), name=f"out_{i}")(y.reshape(h.shape))
             x = x + FeedForward(name=f"feed_{i}")(RMSNorm(name=f"feed_norm_{i}")(x))
-        x = RMSNorm(name="norm")(x).astype(jnp.float32)
-        return x.reshape(*outer, length, self.width), mask.reshape(*outer, length)
+        x, mask = self._pooled(RMSNorm(name="norm")(x).astype(jnp.float32), mask)
+        return x.reshape(*outer, -1, self.width), mask.reshape(*outer, -1)
+
+    def _pooled(self, x, mask):
+        """Averages over ``pool`` neighbours, of those that are real."""
+        if self.pool == 1:
+            return x, mask
+        missing = -mask.shape[-1] % self.pool
+        x = jnp.pad(x * mask[..., None], ((0, 0), (0, missing), (0, 0)))
+        mask = jnp.pad(mask, ((0, 0), (0, missing))).reshape(len(x), -1, self.pool)
+        x = x.reshape(*mask.shape, self.width).sum(2) / jnp.maximum(mask.sum(-1), 1)[..., None]
+        return x, mask.any(-1)

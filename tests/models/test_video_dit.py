@@ -151,6 +151,16 @@ def test_tokens_are_encoded_where_there_is_no_text():
     np.testing.assert_allclose(run({"tokens": tokens}), run(text), atol=1e-5)
 
 
+def test_pooled_embeddings_average_real_neighbours():
+    tokens = jnp.asarray(encode_text("a blue s", 10))[None]
+    one, four = (ByteTextEncoder(width=16, layers=1, head=8, pool=n) for n in (1, 4))
+    params = nn.unbox(one.init(jax.random.key(0), tokens))
+    (x, mask), (y, pooled) = one.apply(params, tokens), four.apply(params, tokens)
+    assert mask.sum() == 8 and y.shape == (1, 3, 16)
+    np.testing.assert_array_equal(pooled[0], [True, True, False])
+    np.testing.assert_allclose(y[0, :2], x[0, :8].reshape(2, 4, 16).mean(1), atol=1e-6)
+
+
 def test_padding_of_the_tokens_does_not_change_the_embedding():
     encoder = ByteTextEncoder(width=16, layers=1, head=8)
     params = nn.unbox(encoder.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32)))
