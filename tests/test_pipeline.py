@@ -5,7 +5,9 @@ One pipeline at toy size is shared, and shapes repeat from test to test, so that
 """
 
 import json
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ import pytest
 
 from jaxvid import stages
 from jaxvid.clip import Clip
+from jaxvid.io.checkpoint import Checkpoints
+from jaxvid.io.weights import save_weights
 from jaxvid.pipeline import Pipeline
 from jaxvid.run import _told
 from jaxvid.sampling.noise import frame_noise, seed_keys
@@ -227,6 +231,39 @@ def test_save_and_load(pipe, tmp_path):
     ).stat().st_size
     close = Pipeline.load(half).engine.params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), close, pipe.engine.params)
+
+
+@flax.struct.dataclass
+class State:
+    """What a training run keeps, as far as a pipeline is concerned."""
+
+    ema: Any
+    rest: Any
+    step: Any
+
+
+def test_a_training_run_is_loaded_as_it_is(pipe, tmp_path):
+    """No conversion: config.json, the stage's pipeline.json, its newest checkpoint's average, and the codec."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"order": ["vae", "dit"], "stages": {"vae": {}, "dit": {}}})
+    )
+    (tmp_path / "dit").mkdir()
+    (tmp_path / "dit" / "pipeline.json").write_text(json.dumps(spec()))
+    (tmp_path / "codec").mkdir()
+    save_weights(tmp_path / "codec" / "vae.safetensors", pipe.engine.variables)
+    with pytest.raises(InputError, match="no checkpoint"):
+        Pipeline.load(tmp_path)
+    with Checkpoints(tmp_path / "dit" / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            params = jax.tree.map(lambda leaf: leaf * step / 2, pipe.engine.params)  # noqa: B023
+            checkpoints.save(step, State(params, {}, np.int32(step)), {})
+    loaded = Pipeline.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.engine.params, pipe.engine.params)
+    for file in (tmp_path / "dit" / "checkpoints").rglob("manifest.json"):
+        file.write_text("{}")
+    with pytest.raises(InputError, match="manifest.json") as error:
+        Pipeline.load(tmp_path)
+    one_line(error)
 
 
 def test_bfloat16_is_close(pipe, star):

@@ -76,32 +76,27 @@ def call(argv: list[str]) -> int:
 
 def dispatch(argv: list[str]) -> None:
     """Runs a command line and lets errors through."""
-    parser = Parser(
-        prog="jaxvid",
-        description="A minute of video from a sentence.",
-        epilog="commands:\n" + "\n".join(f"  {name:<12} {said}" for name, said in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"jaxvid {jaxvid.__version__}")
-    parser.add_argument(
-        "command", metavar="COMMAND", help="one of those below; jaxvid COMMAND --help tells more"
-    )
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    if not argv:
-        parser.print_help()
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: jaxvid COMMAND [options]\n\nA minute of video from a sentence.\n")
+        print(*(f"  {name:<12} {said}" for name, said in COMMANDS.items()), sep="\n")
+        print("\njaxvid COMMAND --help tells more; jaxvid --version the version.")
         return
-    options = parser.parse_args(argv)
-    if options.command not in COMMANDS:
-        near = difflib.get_close_matches(options.command, COMMANDS, 1)
+    if argv[0] == "--version":
+        print(f"jaxvid {jaxvid.__version__}")
+        return
+    command, *rest = argv
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise InputError(f"no command {options.command[:40]!r}; {hint}")
-    module = importlib.import_module(f"jaxvid.cli.{options.command}")
-    if options.command == "train":  # absl reads this command's flags, for the sake of --config.x=y
-        module.main(["jaxvid train", *options.rest])
+        raise InputError(f"no command {command[:40]!r}; {hint}")
+    module = importlib.import_module(f"jaxvid.cli.{command}")
+    if command == "train":  # absl reads this command's flags, for the sake of --config.x=y
+        module.main(["jaxvid train", *rest])
         return
-    command = Parser(prog=f"jaxvid {options.command}", description=module.__doc__.split("\n")[0])
-    module.arguments(command)
-    module.run(command.parse_args(options.rest))
+    about = module.__doc__.split("\n")[0]
+    parser = Parser(prog=f"jaxvid {command}", description=about, allow_abbrev=False)
+    module.arguments(parser)
+    module.run(parser.parse_args(rest))
 
 
 def use_compilation_cache() -> str | None:

@@ -24,40 +24,42 @@ class Progress:
         self.clock = clock
         self.moves = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.stage, self.width, self.said = None, 0, -1e9
+        self.begun: dict[
+            str, tuple[float, float]
+        ] = {}  # per stage: when its first unit was finished, and which
 
     def update(self, stage: str, done: float, total: float, unit: str = "steps", note: str = ""):
-        now = self.clock()
+        now, new = self.clock(), stage not in self.begun
+        if done > 0 and new:
+            self.begun[stage] = now, done
         if stage != self.stage:
             self._end_line()
-            self.stage, self.since, self.first = stage, None, 0.0
-            self.said = -1e9
-        if self.since is None and done > 0:
-            self.since, self.first = now, done
+            self.stage = stage
         finished = done >= total and not note
-        if not (finished or note or now - self.said >= (0.1 if self.moves else EVERY)):
+        if not (finished or note or new or now - self.said >= (0.1 if self.moves else EVERY)):
             return
         self.said = now
+        bar = f" {_bar(done / total if total else 1.0)}" if self.moves else ""
         self._show(
-            f"{stage:>8} {_bar(done / total if total else 1.0) if self.moves else ''}",
-            done,
-            total,
-            unit,
-            note,
-            now,
+            f"{stage:>8}{bar} {done:g}/{total:g} {unit}{self._pace(stage, done, total, unit, note, now)}"
         )
         if finished:
             self._end_line()
+            self.begun.pop(stage, None)
             self.stage = None
 
-    def _show(self, head, done, total, unit, note, now):
-        text = f"{head.rstrip()} {done:g}/{total:g} {unit}"
+    def _pace(self, stage, done, total, unit, note, now) -> str:
+        """', rate, time left', or what is being waited for."""
         if note:
-            text += f", {note}"
-        elif self.since is not None and now > self.since and done > self.first:
-            rate = (done - self.first) / (now - self.since)
-            text += f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s per {unit.rstrip('s')}"
-            if done < total:
-                text += f", {clock_time((total - done) / rate)} left"
+            return f", {note}"
+        since, first = self.begun.get(stage, (now, 0))
+        if now <= since or done <= first:
+            return ""
+        rate = (done - first) / (now - since)
+        said = f", {rate:.3g} {unit}/s" if rate >= 1 else f", {1 / rate:.3g} s per {unit.rstrip('s')}"
+        return said + (f", {clock_time((total - done) / rate)} left" if done < total else "")
+
+    def _show(self, text: str):
         if self.moves:
             try:
                 columns = os.get_terminal_size(self.stream.fileno()).columns

@@ -49,7 +49,11 @@ def test_the_traceback_can_be_had(jaxvid, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "argv, said",
-    [(["generat"], "did you mean 'generate'?"), (["xyz"], "the commands are"), (["--nope"], "--nope")],
+    [
+        (["generat"], "did you mean 'generate'?"),
+        (["xyz"], "the commands are"),
+        (["--nope"], "no command '--nope'"),
+    ],
 )
 def test_unknown_commands(jaxvid, argv, said):
     done = jaxvid(*argv)

@@ -16,6 +16,11 @@ class Terminal(io.StringIO):
         raise OSError
 
 
+@pytest.fixture(autouse=True)
+def any_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+
+
 @pytest.fixture
 def clock():
     class Clock:
@@ -40,6 +45,22 @@ def test_plain_lines_are_few_and_tell_rate_and_time_left(clock):
     assert len(lines) <= 3 + 80 / EVERY
     # The first step's time, in which compiling is, is not in the rate.
     assert "jaxvid: sample 10/40 steps, 2 s per step, 1:00 left" in lines
+
+
+def test_stages_that_take_turns_keep_their_rates(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, clock)
+    for done in range(1, 11):
+        clock.now += 3
+        progress.update("sample", done, 10)
+        clock.now += 3
+        progress.update("decode", done * 8, 80, "frames")
+    lines = stream.getvalue().splitlines()
+    assert lines[-2:] == [
+        "jaxvid: sample 10/10 steps, 6 s per step",
+        "jaxvid: decode 80/80 frames, 1.33 frames/s",
+    ]
+    assert len(lines) < 20
 
 
 def test_rates_above_one_are_told_per_second(clock):
