@@ -359,7 +359,7 @@ def small(**kw) -> VideoVAE:
 
 
 def shapes(**kw) -> VideoVAE:
-    """The shipped one: 4x8x8, 16 channels, 2.7 M parameters, sized for two CPU cores; see `vae_start` and configs/shapes_vae.py."""
+    """The shipped one: 4x8x8, 16 channels, 2.9 M parameters; see `vae_start` and configs/shapes_vae.py."""
     fields = {
         "base": 24,
         "mult": (1, 2, 3),
