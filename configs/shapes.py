@@ -37,18 +37,35 @@ def stage(buckets, spans, steps, peak, warmup, clips, events, seed, **more):
         DiffusionTask,
         model=call(
             TextToVideo,
-            dit=call(lingen, width=160, repeats=2, window=(4, 4, 4), expand=1, scan_head=80, channels=16, text_width=128),
+            dit=call(
+                lingen,
+                width=160,
+                repeats=2,
+                window=(4, 4, 4),
+                expand=1,
+                scan_head=80,
+                channels=16,
+                text_width=128,
+            ),
             text_encoder=call(ByteTextEncoder, width=128, layers=2, pool=4),
         ),
         process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),
         levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=0.8, std=1.0)),
-        given=call(Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)),
+        given=call(
+            Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)
+        ),
         drop_text=0.1,
     )
-    s.optimizer = call(adamw, rate=call(wsd, peak=peak, steps=steps, warmup=warmup, decay=0.35), decay=0.01, clip=1.0)
-    s.train = call(Settings, steps=steps, ema=0.998, log_every=20, eval_every=500, save_every=500, save_minutes=4.0)
+    s.optimizer = call(
+        adamw, rate=call(wsd, peak=peak, steps=steps, warmup=warmup, decay=0.35), decay=0.01, clip=1.0
+    )
+    s.train = call(
+        Settings, steps=steps, ema=0.998, log_every=20, eval_every=500, save_every=500, save_minutes=4.0
+    )
     s.evaluate = ml_collections.ConfigDict(dict(batches=2))
-    s.serve = ml_collections.ConfigDict(dict(steps=30, guidance=3.0, solver="dpmpp_2m", shift=3.0, seconds=4.0))
+    s.serve = ml_collections.ConfigDict(
+        dict(steps=30, guidance=3.0, solver="dpmpp_2m", shift=3.0, seconds=4.0)
+    )
     return s
 
 

@@ -35,7 +35,9 @@ class ByteTextEncoder(nn.Module):
         *outer, length = tokens.shape
         flat = tokens.reshape(-1, length)
         mask = flat > 0
-        table = self.param("embed", named(nn.initializers.normal(1.0), "vocab", "embed"), (257, self.width), jnp.float32)
+        table = self.param(
+            "embed", named(nn.initializers.normal(1.0), "vocab", "embed"), (257, self.width), jnp.float32
+        )
         x = table[flat].astype(self.dtype)
         # Spelling is a matter of neighbours, so the slowest channel may turn slowly but positions stay relative.
         positions = np.stack([np.arange(length)] * 3, -1)

@@ -62,7 +62,9 @@ class VideoDiT(nn.Module):
         Raises InputError when the channels, the patch or the text do not fit.
         """
         if x.shape[-1] != self.channels:
-            raise InputError(f"latents have {x.shape[-1]} channels; this network was built for {self.channels}")
+            raise InputError(
+                f"latents have {x.shape[-1]} channels; this network was built for {self.channels}"
+            )
         batch, frames = x.shape[:2]
         dtype = jnp.promote_types(self.dtype, x.dtype) if x.dtype == jnp.float64 else jnp.dtype(self.dtype)
 
@@ -99,7 +101,9 @@ class VideoDiT(nn.Module):
             text = jnp.broadcast_to(null[None, None, None], (batch, 1, 1, self.text_width))
             mask = jnp.ones((batch, 1, 1), bool)
         elif text.ndim != 4 or text.shape[-1] != self.text_width or text.shape[0] != batch:
-            raise InputError(f"text has shape {text.shape}; wanted [B={batch}, spans, tokens, {self.text_width}]")
+            raise InputError(
+                f"text has shape {text.shape}; wanted [B={batch}, spans, tokens, {self.text_width}]"
+            )
         mask = jnp.ones(text.shape[:3], bool) if mask is None else mask
         if "drop" in cond and cond.get("text") is not None:
             drop = cond["drop"][:, None, None]
@@ -147,7 +151,9 @@ def lingen_4b(**kw):
 
     The paper's widths are not public: 28 layers of width 2560 with state 128 hold four billion parameters.
     """
-    mixers = tuple(mate(k, window=(4, 4, 8), head=64, window_head=128, state=128, chunk=256) for k in range(4))
+    mixers = tuple(
+        mate(k, window=(4, 4, 8), head=64, window_head=128, state=128, chunk=256) for k in range(4)
+    )
     rest = dict(channels=16, head=128, text_width=4096, remat=True, dtype="bfloat16")
     return VideoDiT(mixers=mixers, repeats=7, width=2560, **{**rest, **kw})
 

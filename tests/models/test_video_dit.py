@@ -33,7 +33,9 @@ def made(model):
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), x, t, cond))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = tree.unflatten([a + 0.05 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+    params = tree.unflatten(
+        [a + 0.05 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    )
     return params, jax.jit(lambda p, x, t, cond, memory=None: model.apply(p, x, t, cond, memory))
 
 
@@ -45,7 +47,11 @@ def model():
 
 def test_a_frame_hears_its_own_caption_through_the_cross_attention():
     """With mixers that keep to their token, a caption reaches exactly the frames of its span."""
-    params, run = made(VideoDiT(mixers=(Attention(head=8, causal=True, window=0),), width=32, head=8, channels=C, text_width=16))
+    params, run = made(
+        VideoDiT(
+            mixers=(Attention(head=8, causal=True, window=0),), width=32, head=8, channels=C, text_width=16
+        )
+    )
     x, t, cond = inputs()
     before, _ = run(params, x, t, cond)
     after, _ = run(params, x, t, cond | {"text": cond["text"].at[:, 1].add(1.0)})
@@ -57,7 +63,9 @@ def test_padding_of_the_text_does_not_matter(model):
     params, run = model
     x, t, cond = inputs()
     noisy = jnp.where(cond["text_mask"][..., None], cond["text"], 9.0)
-    np.testing.assert_allclose(run(params, x, t, cond)[0], run(params, x, t, cond | {"text": noisy})[0], atol=1e-6)
+    np.testing.assert_allclose(
+        run(params, x, t, cond)[0], run(params, x, t, cond | {"text": noisy})[0], atol=1e-6
+    )
 
 
 def test_dropped_captions_are_the_null_text(model):
@@ -109,7 +117,9 @@ def test_a_causal_model_streams():
         parts.append(y)
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=3e-5)
     assert jax.tree.structure(memory) == jax.tree.structure(start)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), memory) == jax.tree.map(lambda a: (a.shape, a.dtype), start)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), memory) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), start
+    )
 
 
 def test_a_bidirectional_model_has_no_memory():
@@ -139,7 +149,9 @@ def test_the_large_presets_have_the_size_of_their_names(make, billions):
 
 
 def test_tokens_are_encoded_where_there_is_no_text():
-    model = TextToVideo(dit(32, 1, head=8, channels=C, text_width=16), ByteTextEncoder(width=16, layers=1, head=8))
+    model = TextToVideo(
+        dit(32, 1, head=8, channels=C, text_width=16), ByteTextEncoder(width=16, layers=1, head=8)
+    )
     tokens = jnp.asarray(np.stack([encode_text("a red star", 24), encode_text("é", 24)]))[:, None]
     x, t, _ = inputs()
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), x, t, {"tokens": tokens}))
