@@ -42,6 +42,9 @@ class Pipeline:
     def __init__(self, spec: Mapping[str, Any], params, variables, card: str = ""):
         self.spec, self.card, self._kept = dict(spec), card, []
         self.serves, self.defaults = dict(spec["serves"]), dict(spec["defaults"])
+        for name in ("window", "overlap", "context"):  # a training config may write these among the defaults
+            if name in self.defaults:
+                self.serves.setdefault(name, self.defaults.pop(name))
         self.text_length = int(spec["text_length"])
         model, vae, process = (build(spec[part], SAFE) for part in ("model", "vae", "process"))
         self.engine = Engine(model, vae, process, params, variables, self.text_length)

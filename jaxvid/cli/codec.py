@@ -32,7 +32,7 @@ SHIPPED = pathlib.Path(jaxvid.__file__).parent / "assets" / "shapes"
 class Codec:
     """An autoencoder with its variables ``{'params', 'stats'}``; ``node`` is the call that makes ``model``."""
 
-    node: Mapping[str, Any]
+    node: Any
     model: Any
     variables: Mapping[str, Any]
 
@@ -82,7 +82,7 @@ def load_codec(where: str, workdir: str | os.PathLike[str], stages: Iterable[str
     return make_codec(node, load_weights(path / VAE), str(path))
 
 
-def make_codec(node: Mapping[str, Any], variables: Any, source: str = "the codec") -> Codec:
+def make_codec(node: Any, variables: Any, source: str = "the codec") -> Codec:
     """Holds variables against the model that they are for."""
     model = build(node, SAFE)
     shapes = fresh_variables(model)

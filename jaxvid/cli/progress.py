@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import IO
 
 EVERY = 5.0  # seconds between plain lines
 BAR = 24  # characters
@@ -19,7 +18,7 @@ class Progress:
     Rates are measured from a stage's first finished unit on, so that compiling does not spoil them.
     """
 
-    def __init__(self, stream: IO[str] | None = None, clock=time.monotonic):
+    def __init__(self, stream=None, clock=time.monotonic):
         self.stream = sys.stderr if stream is None else stream
         self.clock = clock
         self.moves = self.stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -72,7 +72,9 @@ def run(options) -> None:
 
 def _quality(true, made) -> np.ndarray:
     """[2, T]: PSNR and SSIM of every frame."""
+    import jax.numpy as jnp
+
     from jaxvid.ops.quality import psnr, ssim
 
-    x, y = (frames.astype(np.float32) / 127.5 - 1 for frames in (true, made))
+    x, y = (jnp.asarray(frames, jnp.float32) / 127.5 - 1 for frames in (true, made))
     return np.stack([np.asarray(psnr(x, y)), np.asarray(ssim(x, y))])

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -44,6 +45,11 @@ from jaxvid.training.step import make_train_step, state_sharding
 from jaxvid.types import InputError
 
 TOP = ("order", "stages", "seed", "mesh", "trackers")
+DEFAULTS = {
+    "seed": 0,
+    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
+    "trackers": {"wandb": ""},  # a project's name
+}
 PACKAGES = ("jaxvid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -79,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any]:
             print(__doc__)
             raise SystemExit(0)
         raise InputError("no config; give --config=FILE, for example --config=configs/shapes.py")
-    config = load_config(file[-1])
+    config = _complete(load_config(file[-1]))
     rest = [a for a in argv if not a.startswith("--config=")]
     for argument in rest:
         if argument.startswith("--config."):
@@ -286,6 +292,15 @@ def _flat(node: Any, path: str = "") -> dict[str, Any]:
     return {path.lstrip("."): node}
 
 
+def _complete(config: Any) -> Any:
+    """A config with what every run has, so that it can be overridden and is stored."""
+    with config.unlocked():
+        for key, value in DEFAULTS.items():
+            if key not in config:
+                config[key] = value
+    return config
+
+
 def _admit(config: Any, path: str) -> None:
     """Lets an option be overridden that a call leaves to its default: it is written down first."""
     *folders, leaf = path.split(".")
@@ -330,8 +345,9 @@ def untrained(node: Any) -> Codec:
     from jaxvid.config import build
 
     shapes = fresh_variables(build(node))
+    rng = np.random.default_rng(0)  # of numpy: nothing is compiled
     leaves, tree = jax.tree.flatten(shapes)
-    values = [0.02 * jax.random.normal(jax.random.key(i), s.shape, s.dtype) for i, s in enumerate(leaves)]
+    values = [(0.02 * rng.standard_normal(s.shape)).astype(s.dtype) for s in leaves]
     variables = tree.unflatten(values)
     variables["stats"] = {"mean": 0 * variables["stats"]["mean"], "std": 1 + 0 * variables["stats"]["std"]}
     return make_codec(node, variables)

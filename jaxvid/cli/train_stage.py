@@ -17,8 +17,8 @@ and, a stage that learns latents, also
     samples    dict(prompts=(...), seconds=2.0, extend=0): videos made from the average while training
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
 
-while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured.
-``init``, for either, names an earlier stage or a file of weights to begin from.
+while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured. Any
+stage may have ``init``: an earlier stage or a .safetensors file, whose weights it begins with.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
 from jaxvid.io.bundle import SPEC
-from jaxvid.io.checkpoint import Checkpoints
+from jaxvid.io.checkpoint import Checkpoints, load_ema
 from jaxvid.io.weights import load_weights, restore_into
 from jaxvid.sharding import put_batch
 from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
@@ -185,18 +185,16 @@ def train_stage(
 
 
 def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | None:
-    """Begins from the weights that ``init`` names, a file or an earlier stage's average, instead of random ones."""
-    if not stage.node.get("init"):
+    """Begins from the averaged weights of an earlier stage, or from a file, instead of from chance."""
+    begin = stage.node.get("init")
+    if not begin:
         return None
 
     def prepare(state: TrainState) -> TrainState:
-        earlier = os.path.isdir(os.path.join(workdir, stage.node.init, "checkpoints"))
-        loaded = load_ema(workdir, stage.node.init) if earlier else load_weights(stage.node.init)
-        params = restore_into(state.params, loaded.get("params", loaded), stage.node.init)
-        rest = {
-            k: restore_into(v, loaded[k], stage.node.init) if k in loaded else v
-            for k, v in state.rest.items()
-        }
+        earlier = os.path.isdir(os.path.join(workdir, begin, "checkpoints"))
+        loaded = load_ema(workdir, begin) if earlier else load_weights(begin)
+        params = restore_into(state.params, loaded.get("params", loaded), begin)
+        rest = {k: restore_into(v, loaded[k], begin) if k in loaded else v for k, v in state.rest.items()}
         return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=rest)
 
     return prepare
