@@ -17,7 +17,7 @@ from jaxvid.training.step import init_state, make_train_step, state_sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.py") if p.name != "__init__.py")
-TOY = call(micro, base=4, mult=(1, 2, 4), temporal=(True, True), patch=2, z=8)  # 4x8x8, like the shipped one
+TOY = call(micro, base=4, mult=(1, 2, 4), temporal=(True, True), patch=2, z=16)  # 4x8x8, like the shipped one
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,6 @@ def test_every_stage_learns(path, videos, codec, tmp_path):
                 metrics["loss"].shape == () and sum(x.size for x in jax.tree.leaves(shapes.params)) > 10_000
             )
             assert stage.held_out is None or len(stage.batches(stage.held_out, 1)[0][0].x)
-            again = jax.eval_shape(
-                lambda k, s=stage, b=batch: init_state(s.task, s.optimizer, k, b), jax.random.key(0)
-            )
+            first = lambda key, batch, made=stage: init_state(made.task, made.optimizer, key, batch)
+            again = jax.eval_shape(first, jax.random.key(0), batch)
             assert jax.tree.structure(again) == jax.tree.structure(shapes)
