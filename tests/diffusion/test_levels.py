@@ -42,7 +42,7 @@ def draw(sampler, key, batch, frames):
 indices = jax.jit(levels.fopp_indices, static_argnums=(1, 2, 3))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: getattr(s, "__name__", str(s)))
 def test_shapes_and_ranges(sampler, key):
     for batch, frames in [(1, 1), (4, 7)]:
         t, weight = draw(sampler, key, batch, frames)
