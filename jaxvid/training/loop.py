@@ -270,7 +270,14 @@ class _Loop:
                     step, {**{f"train/{k}": v for k, v in values.items()}, "time/step": took}
                 )
         if self.progress is not None:
-            self.progress(step, self.settings.steps, f"loss {values['loss']:.4g}")
+            self.progress(step, self.goal(step), f"loss {values['loss']:.4g}")
+
+    def goal(self, step: int) -> int:
+        """How many steps there will be: those asked for, or what the minutes are enough for at the pace so far."""
+        if self.settings.minutes is None or self.over():
+            return self.settings.steps if self.settings.minutes is None else step
+        pace = self.seconds() / step
+        return max(step + 1, min(self.settings.steps, round(60 * self.settings.minutes / pace)))
 
     def evaluate(self, judge: Evaluate) -> None:
         values = {k: float(v) for k, v in judge(self.state, self.step).items()}
