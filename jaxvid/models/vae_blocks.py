@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvid.ops.conv import conv2d, conv3d
+from jaxvid.types import InputError
 
 SAME = ((1, 1), (1, 1))
 
@@ -234,12 +235,21 @@ def shuffle_up(x):
     return x.reshape(b, t, 2 * h, 2 * w, c // 4)
 
 
+def check_shortcut(larger, smaller):
+    """A shortcut averages or repeats whole groups of channels."""
+    if larger % smaller:
+        raise InputError(
+            f"residual=True: {larger} values cannot be grouped evenly by {smaller}; choose widths (base, mult) that divide"
+        )
+
+
 def average_down(x, features, time, space, first):
     """The shortcut around a level that shrinks: blocks of pixels to channels, then means of neighbouring channels.
 
     Time is padded with zero frames in front of frame 0, so that groups are {0}, {1, 2}, ...
     Ref: Deep Compression Autoencoder (2024); Wan 2.2.
     """
+    check_shortcut(x.shape[-1] * time * space * space, features)
     if first and time > 1:
         x = jnp.pad(x, ((0, 0), (time - 1, 0), (0, 0), (0, 0), (0, 0)))
     b, t, h, w, c = x.shape
@@ -251,6 +261,7 @@ def average_down(x, features, time, space, first):
 def repeat_up(x, features, time, space, first):
     """The shortcut around a level that grows: channels repeated, then laid out as blocks of pixels; frame 0 stays one."""
     b, t, h, w, c = x.shape
+    check_shortcut(features * time * space * space, c)
     x = jnp.repeat(x, features * time * space * space // c, axis=-1).reshape(
         b, t, h, w, features, time, space, space
     )

@@ -25,12 +25,23 @@ MODELS = {
 def variables_of(model, key=0, noise=0.1, frames=1, size=(16, 16)):
     """Fresh variables with everything that begins as zero disturbed."""
     keys = jax.random.split(jax.random.key(key))
-    variables = model.init(keys[0], jnp.zeros((1, frames, *size, 3)))
+    variables = jax.jit(model.init)(keys[0], jnp.zeros((1, frames, *size, 3)))
     leaves, tree = jax.tree.flatten(variables["params"])
     draws = jax.random.split(keys[1], len(leaves))
     leaves = [leaf + noise * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, draws, strict=True)]
     stats = {"mean": jnp.array([0.5, -1.0, 2.0, 0.0]), "std": jnp.array([2.0, 0.5, 1.0, 3.0])}
     return {"params": jax.tree.unflatten(tree, leaves), "stats": stats}
+
+
+@functools.cache
+def compiled(model, method):
+    """`model.apply`, compiled; arguments after the second array are static."""
+
+    def run(variables, x, memory=None, *static):
+        more = (memory, *static) if static else ()
+        return model.apply(variables, x, *more, method=method)
+
+    return jax.jit(run, static_argnums=(3,))
 
 
 class Running:
@@ -134,39 +145,41 @@ def test_memory_is_a_fixed_point_and_compiles_once():
         return memory, frames
 
     z = latents_for(model, 5)
-    first, memory = model.apply(variables, z[:, :1], None, True, method="decode_chunk")
-    _, rest = jax.lax.scan(body, memory, jnp.moveaxis(z[:, 1:], 1, 0)[:, :, None])
+    first, memory = compiled(model, "decode_chunk")(variables, z[:, :1], None, True)
+    _, rest = jax.jit(functools.partial(jax.lax.scan, body))(memory, jnp.moveaxis(z[:, 1:], 1, 0)[:, :, None])
     rest = jnp.moveaxis(rest, 0, 1).reshape(2, -1, *first.shape[2:])
-    whole = model.apply(variables, z, method="decode")
+    whole = compiled(model, "decode")(variables, z)
     np.testing.assert_allclose(jnp.concatenate([first, rest], 1), whole, atol=ATOL)
 
 
 def test_tail_initialisation_is_an_image_autoencoder():
     model = MODELS["plain"]
-    variables = jax.tree.map(lambda a: a, model.init(jax.random.key(3), jnp.zeros((1, 1, *side(model), 3))))
+    variables = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 1, *side(model), 3)))
     n = model.time_factor
     x = clip_for(model, 1 + 2 * n)
-    images = model.apply(variables, x[:, ::n].reshape(-1, 1, *x.shape[2:]), method="encode").mean
-    means = model.apply(variables, x, method="encode").mean
+    images = compiled(model, "encode")(variables, x[:, ::n].reshape(-1, 1, *x.shape[2:])).mean
+    means = compiled(model, "encode")(variables, x).mean
     np.testing.assert_allclose(means.reshape(images.shape), images, atol=ATOL)
     z = latents_for(model, 3)
-    frames = model.apply(variables, z, method="decode")
-    images = model.apply(variables, z.reshape(-1, 1, *z.shape[2:]), method="decode").reshape(
+    frames = compiled(model, "decode")(variables, z)
+    images = compiled(model, "decode")(variables, z.reshape(-1, 1, *z.shape[2:])).reshape(
         2, 3, *frames.shape[2:]
     )
     want = jnp.concatenate([images[:, :1], jnp.repeat(images[:, 1:], n, axis=1)], axis=1)
     np.testing.assert_allclose(frames, want, atol=ATOL)
-    gradient = jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x[:, :1])[0] ** 2))(variables["params"])
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.apply({"params": p}, x[:, :1])[0] ** 2)))(
+        variables["params"]
+    )
     for path, leaf in jax.tree.leaves_with_path(gradient):
         if leaf.ndim == 5 and leaf.shape[1] == 3:  # an image neither moves nor meets the earlier taps
             assert not jnp.any(leaf[:2]), path
-    random = model.clone(temporal_init="random").init(jax.random.key(3), x[:1, :1])
+    random = jax.jit(model.clone(temporal_init="random").init)(jax.random.key(3), x[:1, :1])
     assert jnp.any(random["params"]["encoder"]["conv_in"]["kernel"][0] != 0)
 
 
 def test_no_nan_from_black_or_zero():
     model = MODELS["residual"]
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 1, *side(model), 3)))
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1, *side(model), 3)))
 
     def loss(params, x):
         frames, posterior = model.apply({"params": params}, x)
@@ -192,12 +205,12 @@ def test_statistics_normalise(running):
 
 def test_round_trip_samples_with_a_key(running):
     x = clip_for(running.model, 1)
-    apply = functools.partial(running.model.apply, running.variables)
+    apply = jax.jit(lambda *given: running.model.apply(running.variables, *given))
     sure, posterior = apply(x)
     drawn, _ = apply(x, jax.random.key(0))
     assert posterior.mean.shape == (2, 1, 2, 3, 4)
     assert jnp.max(jnp.abs(sure - drawn)) > 1e-4
-    np.testing.assert_allclose(jnp.clip(sure, -1, 1), apply(posterior.mean, method="decode"), atol=1e-6)
+    np.testing.assert_allclose(jnp.clip(sure, -1, 1), running.decode(posterior.mean), atol=ATOL)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +237,10 @@ def test_wrong_sizes_name_the_nearest():
         MODELS["plain"].check_latents(jnp.zeros((1, 2, 2, 2, 3)))
     with pytest.raises(InputError, match="temporal"):
         video_vae.micro(temporal=(True, True)).init(jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))
+    with pytest.raises(InputError, match="residual"):
+        video_vae.micro(residual=True, mult=(1, 2), base=5).init(
+            jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3))
+        )
     with pytest.raises(InputError, match="temporal_init"):
         video_vae.micro(temporal_init="centre").init(jax.random.key(0), jnp.zeros((1, 1, 8, 8, 3)))
 
@@ -253,10 +270,10 @@ def test_bf16_stays_near_and_keeps_float32_around():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
     half = model.clone(dtype=jnp.bfloat16)
     x = clip_for(model, 5)
-    want, got = (m.apply(variables, x, method="encode") for m in (model, half))
+    want, got = (compiled(m, "encode")(variables, x) for m in (model, half))
     assert got.mean.dtype == jnp.float32
     assert jnp.max(jnp.abs(want.mean - got.mean)) < 0.1 * jnp.std(want.mean) + 0.05
-    frames, memory = half.apply(variables, want.mean, None, True, method="decode_chunk")
+    frames, memory = compiled(half, "decode_chunk")(variables, want.mean, None, True)
     assert frames.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(memory)} == {jnp.dtype("bfloat16")}
 
