@@ -103,14 +103,13 @@ def with_statistics(codec: Codec, source: Any, shape: Any, clips: int, batch: in
         codec.variables, stats={"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
     )
     encode = dataclasses.replace(codec, variables=raw).encode
+    clips = min(clips, len(source))
     count, total, square = 0, np.zeros(channels), np.zeros(channels)
-    for first in range(0, min(clips, len(source)), batch):
-        # The last batch is filled up with its last clip: one compilation.
-        indices = [min(first + i, len(source) - 1) for i in range(batch)]
-        clip = [_filled(source.clip(i, shape).x, shape.frames) for i in indices]
-        z = np.asarray(encode(np.stack(clip).astype(np.float32) / 127.5 - 1), np.float64).reshape(
-            -1, channels
-        )
+    for first in range(0, clips, batch):
+        # The last batch is filled up with its last clip, so that the encoder compiles once; it counts once.
+        read = [_filled(source.clip(min(first + i, clips - 1), shape).x, shape.frames) for i in range(batch)]
+        z = np.asarray(encode(np.stack(read).astype(np.float32) / 127.5 - 1), np.float64)
+        z = z[: clips - first].reshape(-1, channels)
         count, total, square = count + len(z), total + z.sum(0), square + (z**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 1e-8))

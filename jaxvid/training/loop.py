@@ -33,7 +33,7 @@ Progress = Callable[[int, int, str], None]
 class Settings:
     """How long, how often, and what is kept.
 
-    steps: of the optimizer; minutes: of training in all (whatever comes first), resumed runs included.
+    steps: of the optimizer; minutes: of training in all, resumed runs included, compiling not (whatever comes first).
     ema: decay of the average; accumulate: parts of a batch. log_every, eval_every, sample_every: steps (0: only at the
     start and the end, or never for samples). save_every: steps; save_minutes: minutes; keep: checkpoints.
     give_up: steps in a row that may be not finite.
@@ -173,10 +173,9 @@ class _Loop:
 
     def go(self, interrupted: Interrupted, judge: Evaluate | None, sample: Any) -> Result:
         settings = self.settings
-        self.began = time.monotonic()
-        self.saved = self.began
         if judge is not None and not self.history:
             self.evaluate(judge)
+        self.began = self.saved = time.monotonic()
         self.batch, self.place = self.next_batch()
         waiting: tuple[int, str, Any] | None = None
         while not (self.over() or interrupted.by):
@@ -244,6 +243,7 @@ class _Loop:
             self.compiled[key] = self.step_fn.lower(self.state, batch).compile()
             seconds = time.monotonic() - begun
             self.times[key] = {"compile": seconds, "step": [], "steps": 0}
+            self.began += seconds  # a limit on minutes is one on training
             self.say(f"compiled in {seconds:.1f} s")
             self.ticked = time.monotonic()
         return key
