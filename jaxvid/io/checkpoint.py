@@ -56,10 +56,11 @@ class Checkpoints:
             raise InputError(
                 f"cannot write to {self.directory} ({e.strerror}); give a writable --workdir"
             ) from None
-        self._take_lock()
-        for name in os.listdir(self.directory):
-            if "orbax-checkpoint-tmp" in name or name.startswith(".trash-"):
-                shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
+        if jax.process_index() == 0:  # one process of a run decides; the others follow what it leaves
+            self._take_lock()
+            for name in os.listdir(self.directory):
+                if "orbax-checkpoint-tmp" in name or name.startswith(".trash-"):
+                    shutil.rmtree(os.path.join(self.directory, name), ignore_errors=True)
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: concurrent.futures.Future[None] | None = None
@@ -146,6 +147,7 @@ class Checkpoints:
         args["model"] = ocp.args.StandardRestore(model)
         found = _read(path, args)
         flat = {**found["model"], **found["state"]}
+        _check_finite(path, {k: v for k, v in flat.items() if v.is_fully_addressable})
         return structure.unflatten([flat[k] for k in wanted]), found["meta"]
 
     def close(self) -> None:
@@ -223,8 +225,8 @@ def load_ema(workdir: str | os.PathLike[str], stage: str, step: int | None = Non
     as_numpy = {k: ocp.RestoreArgs(restore_type=np.ndarray) for k in names}
     blank = dict.fromkeys(names, 0)
     found = _read(path, {"model": ocp.args.PyTreeRestore(item=blank, restore_args=as_numpy)})["model"]
-    flat = {k.replace(".", "/"): np.asarray(v) for k, v in found.items()}
-    variables = unflatten(flat)
+    _check_finite(path, found)
+    variables = unflatten({k.replace(".", "/"): np.asarray(v) for k, v in found.items()})
     return {"params": variables.get("ema", {}), **variables.get("rest", {})}
 
 
@@ -251,6 +253,16 @@ def find(directory: str | os.PathLike[str], step: int | None = None) -> str:
         )
     what = "checkpoint" if step is None else f"checkpoint of step {step}"
     raise InputError(f"no {what} in {directory}; give the --workdir of a training run")
+
+
+def _check_finite(path: str, flat: Mapping[str, Any]) -> None:
+    """Nothing that is learned may be NaN or infinite."""
+    for name, value in flat.items():
+        learned = name.partition(".")[0] in ("params", "ema") and jax.numpy.issubdtype(
+            value.dtype, jax.numpy.floating
+        )
+        if learned and not np.isfinite(np.asarray(value)).all():
+            raise InputError(f"{path}: {name} holds NaN or infinity; take an earlier checkpoint")
 
 
 def _split(state: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -177,6 +177,18 @@ def test_other_shapes_dtypes_and_names_are_listed(workdir):
     assert "params.a.low" in said and "rest.stats.mean is stored and not wanted" in said
 
 
+def test_numbers_that_are_none_are_refused(tmp_path):
+    sick = state(1)
+    sick.ema["a"]["kernel"] = sick.ema["a"]["kernel"].at[0, 0].set(jnp.nan)
+    with Checkpoints(tmp_path / "s" / "checkpoints") as checkpoints:
+        checkpoints.save(1, sick, {})
+        checkpoints.wait()
+        with pytest.raises(InputError, match="ema.a.kernel holds NaN"):
+            checkpoints.restore(1, jax.eval_shape(lambda: sick), places(sick))
+    with pytest.raises(InputError, match="ema.a.kernel holds NaN"):
+        load_ema(tmp_path, "s")
+
+
 def test_one_writer_only(workdir):
     with Checkpoints(steps_of(workdir)), pytest.raises(InputError, match=f"pid {os.getpid()}"):
         Checkpoints(steps_of(workdir))
