@@ -15,6 +15,7 @@ import pytest
 
 from jaxvid import stages
 from jaxvid.clip import Clip
+from jaxvid.config import to_json
 from jaxvid.io.checkpoint import Checkpoints
 from jaxvid.io.weights import save_weights
 from jaxvid.pipeline import Pipeline
@@ -248,7 +249,7 @@ def test_a_training_run_is_loaded_as_it_is(pipe, tmp_path):
         json.dumps({"order": ["vae", "dit"], "stages": {"vae": {}, "dit": {}}})
     )
     (tmp_path / "dit").mkdir()
-    (tmp_path / "dit" / "pipeline.json").write_text(json.dumps(spec()))
+    (tmp_path / "dit" / "pipeline.json").write_text(to_json(spec()))
     (tmp_path / "codec").mkdir()
     save_weights(tmp_path / "codec" / "vae.safetensors", pipe.engine.variables)
     with pytest.raises(InputError, match="no checkpoint"):

@@ -29,7 +29,9 @@ class Progress:
 
     def update(self, stage: str, done: float, total: float, unit: str = "steps", note: str = ""):
         now, new = self.clock(), stage not in self.begun
-        if done > 0 and new:
+        if note:
+            self.begun.pop(stage, None)  # what is waited for now is not the stage's pace
+        elif done > 0 and new:
             self.begun[stage] = now, done
         if stage != self.stage:
             self._end_line()

@@ -72,6 +72,17 @@ def test_rates_above_one_are_told_per_second(clock):
     assert stream.getvalue().splitlines()[-1] == "jaxvid: decode 96/96 frames, 32 frames/s"
 
 
+def test_waiting_in_the_middle_is_not_the_pace(clock):
+    stream = io.StringIO()
+    progress = Progress(stream, clock)
+    progress.update("decode", 29, 93, "frames")
+    progress.update("decode", 29, 93, "frames", "compiling")
+    for done in (61, 93):
+        clock.now += 100 if done == 61 else 4
+        progress.update("decode", done, 93, "frames")
+    assert stream.getvalue().splitlines()[-1] == "jaxvid: decode 93/93 frames, 8 frames/s"
+
+
 def test_a_terminal_has_one_line_that_moves(clock):
     stream = Terminal()
     progress = Progress(stream, clock)
