@@ -35,9 +35,10 @@ def pipeline_spec(stage: Any) -> dict[str, Any]:
 
 
 def reconstruction(stage: Any, state: Any, step: int, folder: str, tracker: Any) -> None:
-    """FOLDER/reconstruction.png: up to two held-out clips, each above what the autoencoder makes of it."""
+    """FOLDER/reconstruction.png: up to three held-out clips, each above what the autoencoder makes of it."""
     source = stage.raw if stage.raw_held_out is None else stage.raw_held_out
-    x = stage.batches(source, 1)[0][0].x[:2]
+    x = stage.batches(source, 1)[0][0].x
+    x = x[:: -(-len(x) // 3)]
     variables = {"params": state.ema, **state.rest}
     y = np.asarray(jax.jit(lambda v, x: stage.task.model.apply(v, x)[0])(variables, x))
     rows = []
@@ -72,7 +73,7 @@ def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Ca
     pipe = Pipeline(pipeline_spec(stage), params, stage.codec.variables)
     extend = int(options.get("extend", 0))
     for i, prompt in enumerate(prompts):
-        given = {"video": _pixels(video.x)[i % len(video.x)][:extend]} if extend else {}
+        given = {"video": _pixels(video.x)[-1 - i % len(video.x)][:extend]} if extend else {}
         try:
             clip = pipe(prompt or "a video", seconds=seconds, seed=i, **given)
         except (InputError, FloatingPointError) as e:

@@ -69,11 +69,35 @@ class Stage:
     fps: float
 
     def batches(self, source: Any, count: int) -> list[Any]:
-        """The first batches of a source, in the first bucket, the same every time."""
+        """So many batches from all over a source, in the first bucket, the same every time."""
+        bucket = self.buckets[0]
         options = {
             k: self.node.data[k] for k in ("text_length", "spans", "frames_multiple") if k in self.node.data
         }
-        return list(fixed_batches(source, self.buckets[0], count, fps=self.fps, **options))
+        return list(
+            fixed_batches(Spread(source, count * bucket.batch), bucket, count, fps=self.fps, **options)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """``count`` clips at equal distances of a source: of every file of a folder, not of its first."""
+
+    source: Any
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def place(self, index: int) -> int:
+        return index * len(self.source) // len(self)
+
+    def clip(self, index: int, shape: Any) -> Any:
+        return self.source.clip(self.place(index), shape)
+
+    @property
+    def time_factor(self) -> int:
+        return getattr(self.source, "time_factor", 1)
 
 
 def check_stage(name: str, node: Any) -> None:
@@ -209,7 +233,8 @@ def prefill(stage: Stage, show: Progress) -> None:
         stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
     if stage.held_out is not None:
         count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
-        indices = range(min(count, len(stage.held_out)))
+        spread = Spread(stage.held_out, count)
+        indices = [spread.place(i) for i in range(len(spread))]
         stage.held_out.prefill(
             shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, "latents")
         )

@@ -232,3 +232,11 @@ def test_a_codec_that_is_not_there(two_stages, tmp_path):
     (tmp_path / "vae.safetensors").write_bytes((two_stages / "codec" / "vae.safetensors").read_bytes())
     with pytest.raises(InputError, match="not allowed"):
         load_codec(str(tmp_path), tmp_path)
+
+
+def test_evaluation_looks_all_over_a_source():
+    from jaxvid.cli.train_stage import Spread
+    from tests.training.tiny import TinySource
+
+    assert [Spread(TinySource(size=12), 4).place(i) for i in range(4)] == [0, 3, 6, 9]
+    assert len(Spread(TinySource(size=3), 8)) == 3 and Spread(TinySource(size=3), 8).place(2) == 2
