@@ -52,7 +52,7 @@ ONLY_IN = {
     "torch": "",
     "clu": "",
     "cv2": "",
-    "imageio": "",
+    "imageio": "jaxvid/clip.py jaxvid/cli/ tests/",
     "decord": "",
     **dict.fromkeys(
         ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), ""
