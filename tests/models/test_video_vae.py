@@ -17,7 +17,7 @@ SIZE = (8, 12)
 MODELS = {
     "plain": video_vae.micro(mult=(1, 1, 2), temporal=(True, True), base=4),
     "residual": video_vae.micro(
-        mult=(1, 1, 2), temporal=(False, True), base=4, patch=2, residual=True, dec_base=6
+        mult=(1, 2, 2), temporal=(False, True), base=4, patch=2, residual=True, dec_base=6
     ),
 }
 
@@ -79,7 +79,7 @@ def latents_for(model, frames, batch=2):
     return jax.random.normal(jax.random.key(6), (batch, frames, 2, 3, model.z))
 
 
-@pytest.mark.parametrize("chunks", [(1, 1, 1, 1), (2, 2), (1, 3), (3, 1)])
+@pytest.mark.parametrize("chunks", [(1, 1, 1, 1), (1, 3), (3, 1)])
 def test_chunks_equal_the_whole(running, chunks):
     model, n = running.model, running.model.time_factor
     x = clip_for(model, 1 + 3 * n)
@@ -193,10 +193,14 @@ def test_no_nan_from_black_or_zero():
 
 def test_statistics_normalise(running):
     x = clip_for(running.model, 1 + running.model.time_factor)
-    mean, std = running.variables["stats"]["mean"], running.variables["stats"]["std"]
+    mean, std = (np.asarray(running.variables["stats"][name]) for name in ("mean", "std"))
     latents = running.to_latents(x)
-    np.testing.assert_allclose(latents, (running.encode(x).mean - mean) / std, atol=1e-5)
-    np.testing.assert_allclose(running.from_latents(latents), running.decode(latents * std + mean), atol=1e-5)
+    np.testing.assert_allclose(latents, (np.asarray(running.encode(x).mean) - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(
+        running.from_latents(latents),
+        running.decode(jnp.asarray(np.asarray(latents) * std + mean)),
+        atol=1e-5,
+    )
     part, _ = running.to_latents_chunk(x, running.model.init_encode_memory(2, *x.shape[2:4]), first=True)
     np.testing.assert_allclose(part, latents, atol=1e-5)
     with pytest.raises(InputError, match="no latent statistics"):
