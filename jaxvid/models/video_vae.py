@@ -59,7 +59,7 @@ class VideoVAE(nn.Module):
     )
     dec_base: int | None = None
     temporal_init: str = "tail"  # begin as an image network that treats every frame alike; or "random"
-    norm_floor: float = 1e-12
+    norm_floor: float = 1e-2
     dtype: Any = jnp.float32  # of computation; parameters, norms and results are float32
     remat: bool = False  # recompute residual blocks in the backward pass
 
