@@ -17,8 +17,9 @@ and, a stage that learns latents, also
     samples    dict(prompts=(...), seconds=2.0, extend=0): videos made from the average while training
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
 
-while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured. Any
-stage may have ``init``: an earlier stage or a .safetensors file, whose weights it begins with.
+while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured (0: it
+stays what it was at the start). Any stage may have ``init``: an earlier stage or a .safetensors file, whose weights it
+begins with.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from jaxvid.cli.codec import Codec, with_statistics, write_text
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
-from jaxvid.io.bundle import SPEC
+from jaxvid.io.bundle import SPEC, VAE
 from jaxvid.io.checkpoint import Checkpoints, load_ema
 from jaxvid.io.weights import load_weights, restore_into
 from jaxvid.sharding import put_batch
@@ -215,8 +216,13 @@ def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | 
         return None
 
     def prepare(state: TrainState) -> TrainState:
-        earlier = os.path.isdir(os.path.join(workdir, begin, "checkpoints"))
-        loaded = load_ema(workdir, begin) if earlier else load_weights(begin)
+        codec = os.path.join(workdir, begin, VAE)
+        if os.path.isfile(codec):  # rather than its checkpoint, which has no statistics of latents
+            loaded = load_weights(codec)
+        elif os.path.isdir(os.path.join(workdir, begin, "checkpoints")):
+            loaded = load_ema(workdir, begin)
+        else:
+            loaded = load_weights(begin)
         params = restore_into(state.params, loaded.get("params", loaded), begin)
         rest = {k: restore_into(v, loaded[k], begin) if k in loaded else v for k, v in state.rest.items()}
         return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=rest)
@@ -261,8 +267,9 @@ def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:
     """The trained autoencoder with the statistics of its latents, written to WORKDIR/NAME."""
     variables = jax.tree.map(np.asarray, {"params": state.ema, **state.rest})
     codec = Codec(stage.node.task.model, stage.task.model, variables)
-    clips = int(stage.node.get("statistics") or 256)
+    clips = int(stage.node.get("statistics", 256))
     bucket = max(stage.buckets, key=lambda b: b.frames)
-    codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips)
+    if clips:
+        codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips)
     codec.save(os.path.join(workdir, stage.name))
     return codec

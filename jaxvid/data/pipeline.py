@@ -5,7 +5,7 @@ read.
 The order is a formula, not a history. Buckets take turns in periods of `PERIOD` batches: in each period a
 bucket has its share of places (by weight), shuffled by (seed, period), so the number of earlier batches of a
 bucket is known without counting. Sample g of a bucket is item pi(g mod N) of epoch g // N, where pi is a
-permutation of the N items drawn by (seed, bucket, epoch): no item returns before all had their turn. So an
+permutation of the bucket's N items drawn by (seed, bucket, epoch): no item returns before all had their turn. So an
 iterator's state is one number, and a run may continue with another number of processes.
 """
 
@@ -37,7 +37,8 @@ class Bucket:
     """A declared size of batches: one compilation each.
 
     frames, height, width: of the clips, in pixels (one frame is an image); batch: clips in the global batch;
-    weight: how often, beside the other buckets' weights.
+    weight: how often, beside the other buckets' weights; clips: how many of the source's clips it uses, the first
+    ones; None is all of them (long clips take long to encode, and few may do).
     """
 
     frames: int
@@ -45,11 +46,14 @@ class Bucket:
     width: int
     batch: int
     weight: float = 1.0
+    clips: int | None = None
 
     def __post_init__(self):
         for name in ("frames", "height", "width", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"bucket {name}={getattr(self, name)} is not positive; give at least 1")
+        if self.clips is not None and self.clips < 1:
+            raise InputError(f"bucket clips={self.clips} is not positive; give at least 1, or None for all")
         if not 0 < self.weight < float("inf"):
             raise InputError(f"bucket weight={self.weight} is not positive; leave the bucket out instead")
 
@@ -97,17 +101,22 @@ class Order:
         return bucket, [self.item(bucket, earlier * size + k) for k in range(size)]
 
     def item(self, bucket: int, g: int) -> int:
-        epoch, place = divmod(g, self.items)
-        if self.items <= SMALL:
+        clips = self.clips(bucket)
+        epoch, place = divmod(g, clips)
+        if clips <= SMALL:
             return int(self.permutation(bucket, epoch)[place])
-        return index_shuffle(place, max_index=self.items - 1, seed=self._key(bucket, epoch), rounds=4)
+        return index_shuffle(place, max_index=clips - 1, seed=self._key(bucket, epoch), rounds=4)
+
+    def clips(self, bucket: int) -> int:
+        """How many different clips a bucket uses."""
+        return min(self.buckets[bucket].clips or self.items, self.items)
 
     def _key(self, bucket: int, epoch: int) -> int:
         digest = hashlib.blake2b(f"{self.seed} {bucket} {epoch}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "little")
 
     def _permutation(self, bucket: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng(self._key(bucket, epoch)).permutation(self.items)
+        return np.random.default_rng(self._key(bucket, epoch)).permutation(self.clips(bucket))
 
 
 class Batches(grain.DatasetIterator):

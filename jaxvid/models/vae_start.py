@@ -60,7 +60,8 @@ def linear_start(model: VideoVAE, params: Params, images: Float[Array, "N H W 3"
     otherwise. May be traced.
     """
     p, s, z = model.patch, model.space_factor, model.z
-    enc, dec = ([base * m for m in model.mult] for base in (model.base, model.dec_base or model.base))
+    enc = [model.base * m for m in model.mult]
+    dec = [(model.dec_base or model.base) * m for m in model.dec_mult or model.mult]
     pixel = 3 * p * p
     if not model.shuffle or model.residual or len(enc) != 3:
         raise InputError("a linear start needs a model of three levels with shuffle=True and residual=False")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxvid.nn.embed import LevelEmbed
-from jaxvid.nn.layers import Linear, along, named
+from jaxvid.nn.layers import Linear, along, named, normalise
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.cross import Cross
 from jaxvid.nn.mixers.mate import mate
@@ -94,7 +94,7 @@ class VideoDiT(nn.Module):
         return unpatchify(h.astype(jnp.promote_types(dtype, jnp.float32)), self.patch), memory
 
     def _text(self, cond: Cond, batch: int, frames: int):
-        """The memory of the cross-attention, and a vector per frame: the mean of its caption's embeddings."""
+        """The memory of the cross-attention, and a vector per frame: the mean of its caption's embeddings, normalised."""
         null = self.param("null", named(nn.initializers.normal(1.0), None), (self.text_width,), jnp.float32)
         text, mask = cond.get("text"), cond.get("text_mask")
         if text is None:
@@ -113,7 +113,8 @@ class VideoDiT(nn.Module):
         if span is None or cond.get("text") is None:
             span = jnp.zeros((batch, frames), jnp.int32)
         weight = mask[..., None].astype(jnp.float32)
-        mean = (text * weight).sum(2) / jnp.maximum(weight.sum(2), 1)
+        # Normalised: what one word changes in the mean of a sentence is little.
+        mean = normalise((text * weight).sum(2) / jnp.maximum(weight.sum(2), 1))
         pooled = jnp.take_along_axis(mean, span[..., None], 1)
         return {"text": text, "mask": mask, "span": span}, pooled
 

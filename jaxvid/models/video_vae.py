@@ -58,6 +58,7 @@ class VideoVAE(nn.Module):
         False  # change size so that each new pixel has channels of its own, and widths change there
     )
     dec_base: int | None = None
+    dec_mult: tuple[int, ...] | None = None  # the decoder's widths, where they are not the encoder's
     temporal_init: str = "tail"  # begin as an image network that treats every frame alike; or "random"
     norm_floor: float = 1e-2
     dtype: Any = jnp.float32  # of computation; parameters, norms and results are float32
@@ -71,8 +72,12 @@ class VideoVAE(nn.Module):
             )
         if self.temporal_init not in ("tail", "random"):
             raise InputError(f'temporal_init={self.temporal_init!r} is unknown; use "tail" or "random"')
+        widths = tuple(self.dec_mult or self.mult)
+        if len(widths) != len(self.mult):
+            raise InputError(
+                f"dec_mult={widths} has {len(widths)} levels, mult={self.mult} {len(self.mult)}; give as many"
+            )
         shared = {
-            "mult": tuple(self.mult),
             "res": self.res,
             "temporal": tuple(self.temporal),
             "residual": self.residual,
@@ -82,8 +87,8 @@ class VideoVAE(nn.Module):
             "dtype": self.dtype,
             "remat": self.remat,
         }
-        self.encoder = Encoder(out=2 * self.z, base=self.base, **shared)
-        self.decoder = Decoder(out=3 * self.patch**2, base=self.dec_base or self.base, **shared)
+        self.encoder = Encoder(out=2 * self.z, base=self.base, mult=tuple(self.mult), **shared)
+        self.decoder = Decoder(out=3 * self.patch**2, base=self.dec_base or self.base, mult=widths, **shared)
         self.quant_conv = nn.Dense(2 * self.z, dtype=self.dtype, bias_init=quiet_init)
         self.post_quant_conv = nn.Dense(self.z, dtype=self.dtype)
         if self.is_initializing() or self.has_variable("stats", "mean"):
@@ -255,6 +260,7 @@ def shapes(**kw) -> VideoVAE:
     fields = {
         "base": 24,
         "mult": (1, 2, 3),
+        "dec_mult": (1, 2, 8),  # small things are told apart where there are many channels
         "res": 1,
         "z": 16,
         "shuffle": True,

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvid.diffusion.process import Process
+from jaxvid.nn.layers import along
 from jaxvid.training.losses import reconstruction_loss
 from jaxvid.types import Array, Cond, InputError, Video
 
@@ -93,3 +94,28 @@ class AutoencoderTask:
         video, _ = batch
         out, posterior = self.model.apply(variables, video.x, key)  # type: ignore[misc]
         return reconstruction_loss(video.x, out, posterior, ok=video.ok, **self.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderTask:
+    """The decoder of a ``VideoVAE`` goes on learning while its encoder, hence every latent, stays as it is.
+
+    So a backbone trained on these latents, and latents kept on disk, remain good. noise: how much of each channel's
+    spread is added to the latents, as a sampler's errors are. ``weights`` as for `AutoencoderTask`.
+    """
+
+    model: nn.Module
+    weights: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    noise: float = 0.05
+
+    def init(self, key: Array, batch: Batch) -> Variables:
+        return self.model.init(key, batch[0].x)
+
+    def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
+        video, _ = batch
+        latents = self.model.apply(variables, video.x, method="to_latents")
+        latents = jax.lax.stop_gradient(latents + self.noise * jax.random.normal(key, latents.shape))
+        mean, std = (along(variables["stats"][name], latents) for name in ("mean", "std"))
+        raw = latents * std + mean
+        out = self.model.apply(variables, raw, False, method="decode")
+        return reconstruction_loss(video.x, out, None, ok=video.ok, **self.weights)

@@ -80,6 +80,19 @@ def test_every_item_once_per_epoch_and_bucket():
         assert len({tuple(epoch) for epoch in epochs}) > len(epochs) // 2
 
 
+def test_a_bucket_may_use_only_the_first_clips():
+    few = (Bucket(4, 8, 8, batch=2, clips=3), Bucket(1, 8, 8, batch=4, clips=99))
+    order = Order(10, few, seed=3)
+    drawn = {0: [], 1: []}
+    for n in range(60):
+        bucket, items = order(n)
+        drawn[bucket] += items
+    assert all(sorted(drawn[0][i : i + 3]) == [0, 1, 2] for i in range(0, len(drawn[0]) - 2, 3))
+    assert set(drawn[1]) == set(range(10))
+    with pytest.raises(InputError, match="clips=0"):
+        Bucket(4, 8, 8, batch=2, clips=0)
+
+
 def test_buckets_take_their_share():
     order = Order(5, TWO, seed=0)
     for period in (0, 1, 7):

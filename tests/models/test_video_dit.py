@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxvid.data.text import encode_text
-from jaxvid.models.text_encoder import ByteTextEncoder
+from jaxvid.models.text_encoder import ByteTextEncoder, runs_of_bytes
 from jaxvid.models.text_to_video import TextToVideo
 from jaxvid.models.video_dit import VideoDiT, dit, dit_4b, lingen, lingen_4b
 from jaxvid.nn.mixers.attention import Attention
@@ -167,10 +167,35 @@ def test_pooled_embeddings_average_real_neighbours():
     tokens = jnp.asarray(encode_text("a blue s", 10))[None]
     one, four = (ByteTextEncoder(width=16, layers=1, head=8, pool=n) for n in (1, 4))
     params = nn.unbox(one.init(jax.random.key(0), tokens))
-    (x, mask), (y, pooled) = one.apply(params, tokens), four.apply(params, tokens)
+    _, mask = one.apply(params, tokens)
+    y, pooled = four.apply(params, tokens)
     assert mask.sum() == 8 and y.shape == (1, 3, 16)
     np.testing.assert_array_equal(pooled[0], [True, True, False])
-    np.testing.assert_allclose(y[0, :2], x[0, :8].reshape(2, 4, 16).mean(1), atol=1e-6)
+    # an average does not know the order of its four bytes, and nothing else of them is seen
+    z, _ = four.apply(params, tokens[:, np.array([3, 1, 0, 2, 7, 6, 5, 4, 8, 9])])
+    np.testing.assert_allclose(y[0, :2], z[0, :2], atol=1e-5)
+    moved, _ = four.apply(params, tokens[:, np.array([4, 1, 2, 3, 0, 5, 6, 7, 8, 9])])
+    assert np.abs(y - moved)[0, :2].max() > 1e-3
+
+
+def test_runs_of_bytes_have_embeddings_of_their_own():
+    a, b = (jnp.asarray(encode_text(t, 16))[None] for t in ("a red star", "one red ring"))
+    x, y = (runs_of_bytes(t, 4, 4096)[0] for t in (a, b))
+    assert x[4] == y[6], "the same four bytes, wherever they are"
+    assert x[4] != x[9] and x[4] != y[7]
+    many = jnp.asarray(np.random.default_rng(0).integers(1, 257, (1, 4096)))
+    counts = np.bincount(np.asarray(runs_of_bytes(many, 3, 64))[0], minlength=64)
+    assert counts.min() > 30 and counts.max() < 110, "about 64 in each bucket"
+    encoder = ByteTextEncoder(width=16, layers=0, head=8, runs=(3, 5))
+    params = nn.unbox(encoder.init(jax.random.key(0), a))
+    changed = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            leaf.at[runs_of_bytes(a, 5, 4096)[0, 9]].add(1.0) if path[-1].key == "runs_embed" else leaf
+        ),
+        params,
+    )
+    moved = np.abs(np.asarray(encoder.apply(changed, a)[0] - encoder.apply(params, a)[0])).max((0, 2)) > 1e-6
+    assert moved[9] and not moved[:9].any()
 
 
 def test_padding_of_the_tokens_does_not_change_the_embedding():

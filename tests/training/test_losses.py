@@ -76,7 +76,16 @@ def test_the_perceptual_slot():
         return jnp.full(a.shape[0], 2.0)
 
     total, metrics = reconstruction_loss(
-        x, y, unit(), l1=0.0, haar=0.0, gradient=0.0, structure=0.0, kl=0.0, perceptual=distance, perceptual_weight=3.0
+        x,
+        y,
+        unit(),
+        l1=0.0,
+        haar=0.0,
+        gradient=0.0,
+        structure=0.0,
+        kl=0.0,
+        perceptual=distance,
+        perceptual_weight=3.0,
     )
     np.testing.assert_allclose(total, 6.0, rtol=1e-6)
     assert seen == [((10, 16, 12, 3), (10, 16, 12, 3))] and metrics["perceptual"] == 2

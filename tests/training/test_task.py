@@ -10,7 +10,8 @@ import pytest
 from jaxvid.diffusion.given import Prefix
 from jaxvid.diffusion.levels import Independent, OnePerClip
 from jaxvid.diffusion.process import Process
-from jaxvid.training.task import AutoencoderTask, DiffusionTask
+from jaxvid.models.video_vae import micro
+from jaxvid.training.task import AutoencoderTask, DecoderTask, DiffusionTask
 from jaxvid.types import InputError, Video
 
 B, T = 64, 6
@@ -112,3 +113,25 @@ def test_autoencoders_learn_from_samples_of_real_frames():
     broken = np.where(np.arange(T)[None, :, None, None, None] < 3, x, np.nan).astype(np.float32)
     video = batch(np.broadcast_to(np.arange(T) < 3, (B, T)))[0].replace(x=jnp.asarray(broken))
     assert np.isfinite(task.loss(variables, (video, {}), jax.random.key(1))[0])
+
+
+def test_the_decoder_learns_alone():
+    model = micro(base=4, temporal_init="random")
+    x = jax.random.uniform(jax.random.key(0), (2, 3, 8, 8, 3), minval=-1.0)
+    batch = Video(x=x, sec=jnp.zeros((2, 3)), ok=jnp.ones((2, 3), bool)), {}
+    task = DecoderTask(model, {"haar": 0.0, "structure": 0.0, "l2": 1.0}, noise=0.1)
+    variables = nn.unbox(task.init(jax.random.key(1), batch))
+    rest = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params, key):
+        return task.loss({"params": params, **rest}, batch, key)[0]
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(variables["params"], jax.random.key(2))
+    other = jax.jit(loss)(variables["params"], jax.random.key(3))
+    sizes = {
+        name: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part))
+        for name, part in grads.items()
+    }
+    assert sizes["encoder"] == sizes["quant_conv"] == 0
+    assert sizes["decoder"] > 0 and sizes["post_quant_conv"] > 0
+    assert value != other, "the noise in the latents is drawn by the key"
