@@ -107,6 +107,50 @@ def sequence_attention(
     return _attend(plan, *(layout.put(x, rows[0]) for x in (q, k, v)), mask)
 
 
+def local_attention(
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G Kv"],
+    mask: Bool[Array, "B 1 1 S"],
+    mesh: Mesh | None,
+    axis: str = "sequence",
+) -> Float[Array, "B L H Kv"]:
+    """Attention of queries that are cut along ``axis`` to keys that every device has: no message is sent.
+
+    mask: which keys there are. A mesh of None is one device.
+    """
+    if mesh is None or q.shape[1] % mesh.shape[axis]:
+        return attention(q, k, v, mask=mask)
+    where = make_layout("attention", mesh, axis, *q.shape[:2], (q.shape[2], k.shape[2]))
+    tokens = PartitionSpec(where.batch, where.tokens, where.heads)
+    keys, rows = PartitionSpec(where.batch, None, where.heads), PartitionSpec(where.batch)
+    run = jax.shard_map(
+        lambda q, k, v, mask: attention(q, k, v, mask=mask),
+        mesh=mesh,
+        in_specs=(tokens, keys, keys, rows),
+        out_specs=tokens,
+        check_vma=False,
+    )
+    return run(q, k, v, mask)
+
+
+def roll_frames(x: Array, by: int, mesh: Mesh | None, axis: str = "sequence") -> Array:
+    """``jnp.roll(x, by, 1)`` of x [B, T, ...] whose frames are cut along ``axis``: neighbours exchange ``by`` frames."""
+    size = 1 if mesh is None else mesh.shape[axis]
+    if size == 1 or x.shape[1] % size or abs(by) > x.shape[1] // size:
+        return jnp.roll(x, by, 1)
+    where = make_layout("rolling", mesh, axis, *x.shape[:2], ())
+    shards, spec = Shards(axis, size), PartitionSpec(where.batch, where.tokens)
+
+    def local(x):
+        n = x.shape[1]
+        if by > 0:
+            return jnp.concatenate([shards.send(x[:, n - by :], 1), x[:, : n - by]], 1)
+        return jnp.concatenate([x[:, -by:], shards.send(x[:, :-by], -1)], 1) if by else x
+
+    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """All that is known before the arrays are."""

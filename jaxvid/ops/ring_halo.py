@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxvid.ops import masks
-from jaxvid.ops.ring_parts import Parts, invariant, merge, pack, sees, unpack
+from jaxvid.ops.ring_parts import Parts, in_turn, invariant, merge, pack, sees, unpack
 from jaxvid.ops.shards import Shards
 
 
@@ -56,7 +55,7 @@ def forward(q, kv, mask: masks.Mask, shards: Shards, parts: Parts):
     left, right = edges(mask, q.shape[1], shards.ranks)
     before, after = _neighbours(pack(kv), left, right, shards)
     o, lse = parts.attend(q, kv, mask)
-    before, after, o, lse = lax.optimization_barrier((before, after, o, lse))
+    (before, after), (o, lse) = in_turn((before, after), (o, lse))
     rank, n = shards.rank(), q.shape[1]
     for edge, message, rows, offset, there in _sides(left, right, before, after, rank, n, shards):
         if edge.queries:
@@ -73,7 +72,7 @@ def backward(q, kv, do, lse, delta, mask: masks.Mask, shards: Shards, parts: Par
     before, after = _neighbours(pack(kv), left, right, shards)
     dq, to_kv = parts.gradients(q, kv, do, lse, delta, mask)
     owed = pack(to_kv)
-    before, after, dq, owed = lax.optimization_barrier((before, after, dq, owed))
+    (before, after), (dq, owed) = in_turn((before, after), (dq, owed))
     rank, n = shards.rank(), q.shape[1]
     for edge, message, rows, offset, there in _sides(left, right, before, after, rank, n, shards):
         if edge.queries:

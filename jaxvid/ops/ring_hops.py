@@ -15,13 +15,13 @@ Ref: Ring attention (arXiv 2310.01889).
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import lax
 
 from jaxvid.ops import masks
 from jaxvid.ops.ring_parts import (
     Moved,
     Parts,
     by_rank,
+    in_turn,
     invariant,
     merge,
     nothing,
@@ -53,7 +53,7 @@ def forward(q, kv, mask: masks.Mask, shards: Shards, parts: Parts):
         part = by_rank(rank, row, attend, q, unpack(message, q.shape[-1]))
         result = part if result is None else merge(result, part)
         if arriving is not None:
-            message, result = lax.optimization_barrier((arriving, result))
+            message, result = in_turn(arriving, result)
     return result
 
 
@@ -74,7 +74,7 @@ def backward(q, kv, do, lse, delta, mask: masks.Mask, shards: Shards, parts: Par
         to_q, to_kv = by_rank(rank, row, gradients, q, unpack(message, q.shape[-1]), do, lse, delta)
         dq, owed = dq + to_q, following + pack(to_kv)
         if arriving is not None:
-            message, dq, owed = lax.optimization_barrier((arriving, dq, owed))
+            message, (dq, owed) = in_turn(arriving, (dq, owed))
     return dq, unpack(shards.send(owed, 1 - len(rows)), q.shape[-1])
 
 

@@ -26,6 +26,7 @@ from jax import lax
 
 from jaxvid.ops import masks
 from jaxvid.ops.attention import NO_KEYS, attention_with_lse
+from jaxvid.ops.pick import platform
 
 Array = Any
 
@@ -73,6 +74,19 @@ def merge(one, other):
     a, b = jnp.exp(l1 - top), jnp.exp(l2 - top)
     total = a + b
     return o1 * (a / total)[..., None] + o2 * (b / total)[..., None], top + jnp.log(total)
+
+
+def in_turn(message: Any, done: Any) -> tuple[Any, Any]:
+    """The message that arrived and what was computed meanwhile; neither goes on before both are there.
+
+    One `optimization_barrier`. XLA for CPUs drops it before it orders a program, and would then send everything first
+    and keep all keys alive: there the message also needs what was computed, by a comparison that is never true.
+    """
+    message, done = lax.optimization_barrier((message, done))
+    if platform() == "cpu":
+        never = sum(jnp.sum(a) for a in jax.tree.leaves(done)) < -jnp.inf
+        message = jax.tree.map(lambda a: jnp.where(never, 0, a), message)
+    return message, done
 
 
 def add(one: Any, other: Any) -> Any:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxvid.ops import masks
-from jaxvid.ops.ring_parts import Parts, add, choose, invariant, merge, pack, sees, unpack
+from jaxvid.ops.ring_parts import Parts, add, choose, in_turn, invariant, merge, pack, sees, unpack
 from jaxvid.ops.shards import Shards
 
 
@@ -50,7 +50,7 @@ def forward(q, kv, mask: masks.Mask, shards: Shards, parts: Parts):
             merged = merge(choose(earlier, low, high), two)
             low, high = choose(earlier, merged, low), choose(earlier, high, merged)
         if arriving is not None:
-            message, low, high = lax.optimization_barrier((arriving, low, high))
+            message, (low, high) = in_turn(arriving, (low, high))
     return tuple(from_zigzag(pair, shards) for pair in zip(low, high, strict=True))
 
 
@@ -86,7 +86,7 @@ def backward(q, kv, do, lse, delta, mask: masks.Mask, shards: Shards, parts: Par
             new = one_kv + jnp.where(earlier, two_kv, zero), jnp.where(earlier, zero, two_kv)
             owed = add(following, new)
         if arriving is not None:
-            message, dq_low, dq_high, owed = lax.optimization_barrier((arriving, dq_low, dq_high, owed))
+            message, (dq_low, dq_high, owed) = in_turn(arriving, (dq_low, dq_high, owed))
     home = from_zigzag(shards.send(owed, 1), shards)
     return from_zigzag((dq_low, dq_high), shards), unpack(home, width)
 
