@@ -39,22 +39,43 @@ class Parts:
 
     def attend(self, q: Array, kv: tuple[Array, Array], mask: masks.Mask, q_offset: int = 0):
         """(o at least float32 [B, n, H, Kv], lse [B, n, H]) of queries over a part's keys."""
-        run = functools.partial(self._run, mask=mask, q_offset=q_offset)
-        o, lse = run(q, *kv)
-        return o.astype(lse.dtype), lse
+
+        def run(q, kv):
+            o, lse = self._run(q, *kv, mask=mask, q_offset=q_offset)
+            return o.astype(lse.dtype), lse
+
+        return _alone(run, q, kv)
 
     def gradients(self, q, kv, do, lse, delta, mask: masks.Mask, q_offset: int = 0):
         """(dq, (dk, dv)) of a part, at least float32; ``lse`` and ``delta`` [B, n, H] are those of all keys."""
-        run = functools.partial(self._run, mask=mask, q_offset=q_offset)
-        (o, own), back = jax.vjp(run, q, *kv)
-        weight = jnp.where(own > NO_KEYS / 2, jnp.exp(own - lse), 0)
-        wide = do.astype(own.dtype)
-        towards = jnp.sum(wide * o.astype(own.dtype), -1) - delta
-        dq, dk, dv = back(((weight[..., None] * wide).astype(o.dtype), weight * towards))
-        return dq.astype(own.dtype), (dk.astype(own.dtype), dv.astype(own.dtype))
+
+        def run(q, kv, do, lse, delta):
+            part = functools.partial(self._run, mask=mask, q_offset=q_offset)
+            (o, own), back = jax.vjp(part, q, *kv)
+            weight = jnp.where(own > NO_KEYS / 2, jnp.exp(own - lse), 0)
+            do = do.astype(own.dtype)
+            towards = jnp.sum(do * o.astype(own.dtype), -1) - delta
+            dq, dk, dv = back(((weight[..., None] * do).astype(o.dtype), weight * towards))
+            return dq.astype(own.dtype), (dk.astype(own.dtype), dv.astype(own.dtype))
+
+        return _alone(run, q, kv, do, lse, delta)
 
     def _run(self, q, k, v, *, mask, q_offset):
         return attention_with_lse(q, k, v, mask=mask, q_offset=q_offset, implementation=self.implementation)
+
+
+def _alone(f: Callable[..., Any], *operands: Any) -> Any:
+    """``f(*operands)``, on CPUs as the branch of a choice that is always made.
+
+    XLA for CPUs orders what depends on nothing, such as the zeros that a loop begins with, before everything else, for
+    all hops at once. Inside a branch it comes when its turn is.
+    """
+    if platform() != "cpu":
+        return f(*operands)
+    made = jax.eval_shape(f, *operands)
+    never = jax.tree.leaves(operands)[0].ravel()[0] < -jnp.inf
+    empty = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), made)
+    return lax.cond(never, empty, f, *operands)
 
 
 def wide(x: Array) -> Any:
