@@ -8,14 +8,18 @@ A mesh has four axes, always with automatic propagation (``AxisType.Auto``):
     tensor    heads and hidden widths cut in pieces
     sequence  frames cut in pieces
 
+Inside `spread` the networks lay their frames over ``sequence``: see `cut_frames`.
+
 Parameters bear logical names (``flax.linen.with_logical_partitioning``). A dimension that its mesh axes do not divide
 is copied instead of cut: that is correct on any mesh and only costs memory. A batch that does not divide is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +31,9 @@ from jaxvid.types import InputError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")
+SEQUENCE = "sequence"
+
+_spread: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("jaxvid_sharding_spread", default=None)
 
 # logical axis -> mesh axis. What is not named here is copied.
 RULES = {
@@ -56,6 +63,57 @@ def make_mesh(
             f"mesh {said} does not fill {len(devices)} devices; sizes must multiply to {len(devices)}"
         )
     return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+@contextlib.contextmanager
+def spread(mesh: Mesh | None) -> Iterator[None]:
+    """Networks that are traced inside the block spread their frames over the mesh's axis ``sequence``."""
+    token = _spread.set(mesh)
+    try:
+        yield
+    finally:
+        _spread.reset(token)
+
+
+def spread_mesh() -> Mesh | None:
+    """The mesh over whose axis ``sequence`` frames are spread here, or None where they are not."""
+    mesh = _spread.get()
+    return mesh if mesh is not None and mesh.shape[SEQUENCE] > 1 else None
+
+
+def cut_frames(x: Any) -> Any:
+    """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; else as it is.
+
+    Raises InputError where the frames do not divide.
+    """
+    mesh = spread_mesh()
+    if mesh is None:
+        return x
+    size = mesh.shape[SEQUENCE]
+    if x.shape[1] % size:
+        near = -(-x.shape[1] // size) * size
+        raise InputError(
+            f"{x.shape[1]} frames do not divide among the {size} devices of 'sequence'; use {near} frames, or another mesh"
+        )
+    return _constrain(x, mesh, PartitionSpec(_rows(x, mesh), SEQUENCE))
+
+
+def cut_channels(x: Any) -> Any:
+    """``x[B, ..., C]`` with all its frames on every device and its channels laid over ``sequence`` instead."""
+    mesh = spread_mesh()
+    if mesh is None:
+        return x
+    cut = SEQUENCE if x.shape[-1] % mesh.shape[SEQUENCE] == 0 else None
+    return _constrain(x, mesh, PartitionSpec(_rows(x, mesh), *[None] * (x.ndim - 2), cut))
+
+
+def _constrain(x: Any, mesh: Mesh, spec: PartitionSpec) -> Any:
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _rows(x: Any, mesh: Mesh) -> tuple[str, ...] | None:
+    """The axes along which a batch is cut; one that does not divide is copied."""
+    return None if x.shape[0] % math.prod(mesh.shape[a] for a in BATCH) else BATCH
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

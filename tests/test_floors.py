@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "jaxvid.config": "jaxvid.types",
     "jaxvid.sharding": "jaxvid.types",
     "jaxvid.story": "jaxvid.types",
-    "jaxvid.ops": "pallas_kernels",
+    "jaxvid.ops": "pallas_kernels jaxvid.types jaxvid.sharding",
     "jaxvid.nn": "jaxvid.ops jaxvid.types jaxvid.sharding",
     "jaxvid.models": "jaxvid.nn jaxvid.ops jaxvid.types jaxvid.sharding",
     "jaxvid.diffusion": "jaxvid.types",

@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "make a minute of video from a built-in story and let the reader judge it",
     "generate": "make a video from a sentence or a story",
     "train": "train from a config file (the same as python -m experiments.run)",
+    "plan": "tell what a config needs on devices that need not be here, and whether it fits",
     "info": "tell what a checkpoint is and serves",
     "reconstruct": "send a video through the autoencoder and measure what is lost",
     "decode": "turn kept latents into a video",

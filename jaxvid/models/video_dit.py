@@ -23,6 +23,7 @@ from jaxvid.nn.mixers.mate import mate
 from jaxvid.nn.patch import patchify, unpatchify
 from jaxvid.nn.rope import sincos_grid
 from jaxvid.nn.stack import Stack, modulate
+from jaxvid.sharding import cut_frames
 from jaxvid.types import Cond, InputError
 
 
@@ -68,7 +69,7 @@ class VideoDiT(nn.Module):
         batch, frames = x.shape[:2]
         dtype = jnp.promote_types(self.dtype, x.dtype) if x.dtype == jnp.float64 else jnp.dtype(self.dtype)
 
-        tokens = patchify(x, self.patch).astype(dtype)
+        tokens = cut_frames(patchify(x, self.patch).astype(dtype))
         h = Linear(self.width, (None, "embed"), name="patch_in")(tokens)
         h = h + jnp.asarray(sincos_grid(*h.shape[2:4], self.width), dtype)[None, None]
 

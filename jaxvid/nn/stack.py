@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jaxvid.nn.layers import FeedForward, named, normalise
 from jaxvid.nn.mixers.cross import Cross
+from jaxvid.sharding import cut_frames
 
 
 def modulate(x: Float[Array, "B T H W D"], shift: Float[Array, "B T D"], scale: Float[Array, "B T D"]):
@@ -62,6 +63,7 @@ class Pattern(nn.Module):
             x, m = layer(mixer, self.cross, self.ratio, name=f"layer_{i}")(
                 x, level, text, memory and memory[i]
             )
+            x = cut_frames(x)
             after.append(m)
         return x, memory and tuple(after)
 

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 _forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("jaxvid_ops_forced")
+_target: contextvars.ContextVar[str] = contextvars.ContextVar("jaxvid_ops_target")
 
 
 @contextlib.contextmanager
@@ -32,9 +33,19 @@ def use(**names: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+@contextlib.contextmanager
+def target(name: str) -> Iterator[None]:
+    """Choose inside the block as on another platform: for compiling ahead of time for devices that are not here."""
+    token = _target.set(name)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def platform() -> str:
     """The platform a fresh trace will run on: ``cpu``, ``gpu`` or ``tpu``."""
-    return jax.default_backend()
+    return _target.get("") or jax.default_backend()
 
 
 def pick(

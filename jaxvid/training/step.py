@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxvid.sharding import batch_sharding, params_sharding, replicated
+from jaxvid.sharding import batch_sharding, params_sharding, replicated, spread
 from jaxvid.types import Array, InputError, Params
 
 
@@ -107,7 +107,8 @@ def make_train_step(
         def loss(params: Params, part: Any, key: Array) -> tuple[Array, dict[str, Array]]:
             return task.loss({"params": params, **state.rest}, part, key)
 
-        grads, metrics = _gradient(loss, state.params, batch, key, accumulate)
+        with spread(mesh):
+            grads, metrics = _gradient(loss, state.params, batch, key, accumulate)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
         ok = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -142,8 +143,13 @@ def make_eval_step(
     task: Any, mesh: Mesh, shardings: TrainState
 ) -> Callable[[Params, Any, Any, Array], dict[str, Array]]:
     """``evaluate(params, rest, batch, key) -> metrics``: the loss without learning."""
+
+    def evaluate(params: Params, rest: Any, batch: Any, key: Array) -> dict[str, Array]:
+        with spread(mesh):
+            return _with_loss(*task.loss({"params": params, **rest}, batch, key))
+
     return jax.jit(
-        lambda params, rest, batch, key: _with_loss(*task.loss({"params": params, **rest}, batch, key)),
+        evaluate,
         in_shardings=(shardings.params, shardings.rest, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )

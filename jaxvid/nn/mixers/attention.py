@@ -17,7 +17,10 @@ from jaxtyping import Array, Float
 
 from jaxvid.nn.layers import Linear, RMSNorm
 from jaxvid.nn.rope import grid_positions, rotary_table, rotate
+from jaxvid.ops import masks
 from jaxvid.ops.attention import attention
+from jaxvid.ops.ring import sequence_attention
+from jaxvid.sharding import spread_mesh
 from jaxvid.types import InputError
 
 
@@ -69,11 +72,22 @@ class Attention(nn.Module):
                 "frames": jnp.minimum(memory["frames"] + frames, self.window),
             }
         angles = rotary_table(grid_positions(past + frames, rows, columns), self.head)
-        y = attention(
-            rotate(q, angles[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory)
-        )
+        q, k, mesh = rotate(q, angles[past * tokens :]), rotate(k, angles), spread_mesh()
+        if mesh is None or memory is not None:
+            y = attention(q, k, v, mask=self._mask(frames, tokens, memory))
+        else:
+            y = sequence_attention(q, k, v, mesh=mesh, mask=self._rule(tokens))
         y = Linear(width, ("heads", "embed"), name="out")(y.reshape(b, frames, rows, columns, width))
         return y, memory if memory is None else after
+
+    def _rule(self, tokens: int):
+        """`_mask` without memory, as a rule: what shards of a sequence can be asked about."""
+        if not self.causal:
+            return None
+        rule = masks.block_causal(self.block)
+        if self.window is not None:
+            rule = rule & masks.band(self.window, None)
+        return masks.frames(rule, tokens)
 
     def _mask(self, frames: int, tokens: int, memory):
         """Who may look at whom, as booleans over tokens; None when everybody may look at everybody."""

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxvid.nn.layers import Linear, RMSNorm
-from jaxvid.ops.attention import attention
+from jaxvid.ops.ring import local_attention
+from jaxvid.sharding import spread_mesh
 from jaxvid.types import InputError
 
 
@@ -45,6 +46,6 @@ class Cross(nn.Module):
             q = q.reshape(b * frames, -1, heads, self.head)
             rows_of = jnp.arange(b)[:, None]
             k, v, mask = (a[rows_of, span].reshape(b * frames, *a.shape[2:]) for a in (k, v, mask))
-        y = attention(q, k, v, mask=mask[:, None, None, :])
+        y = local_attention(q, k, v, mask[:, None, None, :], spread_mesh() if text.shape[1] == 1 else None)
         y = y.reshape(b, frames, rows, columns, width)
         return Linear(width, ("heads", "embed"), name="out")(y), memory

@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Num
 from jaxvid.nn.layers import Linear, RMSNorm, along, named, uniform_fan_in
 from jaxvid.ops.conv import causal_conv1d
 from jaxvid.ops.ssd import ssd
+from jaxvid.sharding import cut_channels, cut_frames, spread_mesh
 from jaxvid.types import InputError
 
 # Order -> axes from slow to fast: spatial row-major, spatial column-major, temporal row-major, temporal
@@ -145,13 +146,23 @@ class Mamba(nn.Module):
             )
             return y.reshape(n, length, inner), state, past
 
+        if spread_mesh() is not None:
+            rest = self._by_heads(rest, inner, conv)
         if self.causal:
             y, memory = self._causal(to_sequence(rest, self.order), grid, scan, memory)
         else:
             y = self._both_ways(rest, scan)
-        y = to_grid(y, grid, self.order) * nn.silu(gate)
+        y = cut_frames(to_grid(cut_channels(y), grid, self.order)) * nn.silu(gate)
         y = RMSNorm(1e-5, name="norm")(y)
         return Linear(width, ("mlp", "embed"), bias=False, init=uniform_fan_in, name="out_proj")(y), memory
+
+    def _by_heads(self, rest, inner: int, conv: int):
+        """Frames that are spread over devices come together, heads part instead: every scan order is then local.
+
+        B and C, which all heads share, are copied; they are few beside the heads' channels.
+        """
+        x, shared, dt = jnp.split(rest, [inner, conv], -1)
+        return jnp.concatenate([cut_channels(x), cut_channels(shared), cut_channels(dt)], -1)
 
     def _both_ways(self, rest, scan):
         """Both directions as one batch. Review tokens come first in scan time in both of them.

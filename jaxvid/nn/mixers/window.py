@@ -20,6 +20,8 @@ from jaxvid.nn.layers import Linear, RMSNorm
 from jaxvid.nn.rope import grid_positions, rotary_table, rotate
 from jaxvid.ops.attention import attention
 from jaxvid.ops.masks import segments
+from jaxvid.ops.ring import roll_frames
+from jaxvid.sharding import cut_frames, spread_mesh
 from jaxvid.types import InputError
 
 
@@ -61,6 +63,12 @@ def merge(x, batch, padded, window):
     return x.transpose(0, 1, 4, 2, 5, 3, 6, *range(7, x.ndim)).reshape(batch, *padded, *x.shape[7:])
 
 
+def _roll(x, shift):
+    """Roll [B, T, H, W, D]; frames that are spread over devices go no farther than to the neighbour."""
+    x = jnp.roll(x, shift[1:], (2, 3))
+    return roll_frames(x, shift[0], spread_mesh())
+
+
 class Window(nn.Module):
     """3-D window attention with rotary positions and normalised queries and keys."""
 
@@ -83,7 +91,7 @@ class Window(nn.Module):
         angles = rotary_table(grid_positions(*window), self.head)
 
         qkv = Linear(3 * width, ("embed", "heads"), name="qkv")(x)
-        qkv = jnp.roll(qkv, [-s for s in shift], (1, 2, 3)) if any(shift) else qkv
+        qkv = _roll(qkv, [-s for s in shift]) if any(shift) else qkv
         qkv = jnp.pad(qkv, [(0, 0), *((0, p - n) for n, p in zip(grid, padded, strict=True)), (0, 0)])
         q, k, v = jnp.split(partition(qkv, window), 3, -1)
         q, k, v = (a.reshape(*a.shape[:2], -1, self.head) for a in (q, k, v))
@@ -98,5 +106,5 @@ class Window(nn.Module):
         y = attention(q, k, v, mask=mask)
 
         y = merge(y.reshape(*y.shape[:2], width), b, padded, window)[:, : grid[0], : grid[1], : grid[2]]
-        y = jnp.roll(y, shift, (1, 2, 3)) if any(shift) else y
+        y = _roll(cut_frames(y), shift) if any(shift) else y
         return Linear(width, ("heads", "embed"), name="out")(y), memory

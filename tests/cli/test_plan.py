@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxvid plan`: what it prints for simulated devices, what it says to bad requests."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from jaxvid.cli.plan_topology import check_compiler, environment, parse_mesh, parse_topology
+from jaxvid.types import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from configs.shapes import get_config as base
+from jaxvid.config import call
+from jaxvid.data.pipeline import Bucket
+
+def get_config():
+    c = base()
+    s = c.stages.backbone
+    s.data.buckets = (call(Bucket, frames=29, height=32, width=32, batch=8),)
+    s.task.model.dit.update(dict(repeats=1, width=32, head=16, scan_head=32, remat=False))
+    s.serve.seconds = 1.0
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """`plan("--mesh", ...) -> stdout` of the small config, in an interpreter of its own."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "small.py").write_text(CONFIG)
+
+    def run(*argv):
+        command = [
+            sys.executable,
+            "-m",
+            "jaxvid.cli.main",
+            "plan",
+            "--config",
+            str(folder / "small.py"),
+            *argv,
+        ]
+        env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), JAXVID_TRACEBACK="1")
+        done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=900)
+        assert not done.returncode, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+def test_a_plan_for_simulated_devices(plan):
+    out = plan("--mesh", "data=2,fsdp=2", "--tries", "1")
+    assert "4 devices: data=2,fsdp=2,tensor=1,sequence=1" in out
+    for program in ("train", "sample", "decode"):
+        assert re.search(rf"^{program} +[\d,]+ tokens, compiled in [\d.]+ s", out, re.M)
+    train = out[out.index("\ntrain") : out.index("\nsample")]
+    kinds = dict(re.findall(r"^ {11}([a-z ]+?) +([\d.]+)(?:  of|$)", train, re.M))
+    assert {"parameters", "average", "optimiser", "activations", "temporaries", "total"} <= kinds.keys()
+    parts = sum(float(v) for k, v in kinds.items() if k != "total")
+    assert parts == pytest.approx(float(kinds["total"]), abs=0.01)
+    assert re.search(r"sends +all-reduce +[\d,]+ times", train) and ": fits" in train
+    assert re.search(r"^best +", out, re.M) and "--config." in out
+
+
+def test_the_cost_by_length(plan):
+    out = plan("--lengths", "2,4")
+    rows = re.findall(
+        r"^ +(\d+) +(\d+) +([\d,]+) +([\d.]+)  (\S.*?) {2,}([\d.e+]+) +([\d.e+]+) +([\d.]+)$", out, re.M
+    )
+    assert len(rows) == 6 and {row[4] for row in rows} == {
+        "backbone",
+        "DiT, equal width",
+        "DiT, equal parameters",
+    }
+    assert all(float(row[5]) == pytest.approx(float(row[6]), rel=0.05) for row in rows)
+    assert out.count("cheaper than") == 2
+
+
+@pytest.mark.parametrize(
+    "text, kind, count",
+    [
+        ("cpu", "cpu", None),
+        ("v5e:16x16", "v5e", 256),
+        ("v5p:4x4x8", "v5p", 128),
+        ("v6e:2x4", "v6e", 8),
+        ("h200:8", "h200", 8),
+    ],
+)
+def test_topologies(text, kind, count):
+    found = parse_topology(text)
+    assert (found.kind, found.count) == (kind, count)
+
+
+@pytest.mark.parametrize("text", ["v9:2x2", "v5e", "v5e:4x4x4", "h200:2x4", "v5e:0x4", "gpu:8"])
+def test_topologies_that_are_not_known(text):
+    with pytest.raises(InputError, match="topology"):
+        parse_topology(text)
+
+
+def test_a_missing_compiler_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("jaxvid.cli.plan_topology._has", lambda module: False)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(InputError, match=r"jaxvid\[tpu\]"):
+        check_compiler(parse_topology("v5e:2x4"))
+    with pytest.raises(InputError, match=r"jaxvid\[cuda13\]"):
+        check_compiler(parse_topology("h200:8"))
+    check_compiler(parse_topology("cpu"))
+
+
+def test_the_number_of_simulated_devices_replaces_another(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3 --xla_x=1")
+    assert environment(parse_topology("cpu"), 8)["XLA_FLAGS"].split() == [
+        "--xla_x=1",
+        "--xla_force_host_platform_device_count=8",
+    ]
+
+
+def test_meshes():
+    assert parse_mesh("data=2,fsdp=4") == {"data": 2, "fsdp": 4} and parse_mesh(None) == {}
+    for text in ("data", "rows=2", "data=two"):
+        with pytest.raises(InputError, match="axis=size"):
+            parse_mesh(text)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--topology", "v9:2"], "no topology 'v9:2'"),
+        (["--topology", "h200:8", "--mesh", "data=3"], "does not divide the 8 devices|pip install"),
+        (["--mesh", "frames=2"], "not axis=size"),
+        (["--lengths", "a,b"], "are not seconds"),
+    ],
+)
+def test_bad_requests_are_one_line(jaxvid, tmp_path, argv, said):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    done = jaxvid("plan", "--config", path, *argv)
+    assert done.code == 2 and re.search(said, done.error)
