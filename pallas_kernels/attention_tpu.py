@@ -260,6 +260,7 @@ class _Grid:
                 vmem_limit_bytes=self.call.sizes.vmem_bytes,
             ),
             interpret=self.call.interpret,
+            name=f"attention{kernel.func.__name__}",
         )(jnp.asarray(self.walk).reshape(-1), self.offset, *(x for x, _ in inputs), *self.ids)
 
     def dot(self, a, b, contract):

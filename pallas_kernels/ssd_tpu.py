@@ -30,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 Array = Any
-STATE_LIMIT = 16 * 2**20  # bytes of the states of one group in fast memory
+STATE_LIMIT = 8 * 2**20  # bytes of the states of one group in fast memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +184,8 @@ class _Grid:
         self.tokens = pl.BlockSpec((None, None, heads, width, chunk), lambda b, g, n, r: (b, g, r, 0, c(n)))
         self.rows = pl.BlockSpec((None, None, heads, 1, chunk), lambda b, g, n, r: (b, g, r, 0, c(n)))
         self.shared = pl.BlockSpec((None, None, chunk, state), lambda b, g, n, r: (b, g, c(n), 0))
-        self.states = pl.BlockSpec((None, None, heads, width, state), lambda b, g, n, r: (b, g, r, 0, 0))
+        # of the whole group: a block may be written in consecutive steps only
+        self.states = pl.BlockSpec((None, None, per_group, width, state), lambda b, g, n, r: (b, g, 0, 0, 0))
         self.entering = pl.BlockSpec(
             (None, None, None, heads, width, state), lambda b, g, n, r: (c(n), b, g, r, 0, 0)
         )
@@ -202,6 +203,7 @@ class _Grid:
                 vmem_limit_bytes=self.call_.sizes.vmem_bytes,
             ),
             interpret=self.call_.interpret,
+            name=f"ssd{kernel.__name__}",
         )(*(x for x, _ in inputs))
 
     def dot(self, a, b, contract):
@@ -210,6 +212,10 @@ class _Grid:
         return jax.lax.dot_general(
             a, b, ((contract[:1], contract[1:]), ((), ())), precision=precision, preferred_element_type=jnp.float32
         )
+
+    def of_step(self, step):
+        """The heads of a step among those of the group."""
+        return pl.ds(step * self.heads, self.heads)
 
     def head(self, r):
         """The rows of head r among those of a step."""
@@ -230,7 +236,7 @@ def _forward_kernel(grid, outputs, x, dt, cs, B, C, initial, y, final, *rest):
 
     @pl.when(chunk == 0)
     def _():
-        state[step] = initial[...].reshape(state.shape[1:])
+        state[step] = initial[grid.of_step(step)].reshape(state.shape[1:])
 
     @pl.when(step == 0)
     def _():
@@ -255,7 +261,7 @@ def _forward_kernel(grid, outputs, x, dt, cs, B, C, initial, y, final, *rest):
 
     @pl.when(chunk == grid.chunks - 1)
     def _():
-        final[...] = state[step].reshape(final.shape)
+        final[grid.of_step(step)] = state[step].reshape(grid.heads, grid.width, grid.state)
 
 
 def _backward_kernel(
@@ -267,7 +273,7 @@ def _backward_kernel(
 
     @pl.when(chunk == 0)
     def _():
-        d_state[step] = d_final[...].reshape(d_state.shape[1:])
+        d_state[step] = d_final[grid.of_step(step)].reshape(d_state.shape[1:])
 
     @pl.when(step == 0)
     def _():
@@ -324,4 +330,4 @@ def _backward_kernel(
 
     @pl.when(chunk == grid.chunks - 1)
     def _():
-        d_initial[...] = d_state[step].reshape(d_initial.shape)
+        d_initial[grid.of_step(step)] = d_state[step].reshape(grid.heads, grid.width, grid.state)

@@ -160,6 +160,20 @@ def walk(some: Array, every: Array) -> Array:
     return table
 
 
+def ordered(some: Array, every: Array) -> tuple[Array, Array]:
+    """As `walk`, for loops: counts int32 [..., rows, 2] and tiles int32 [..., rows, longest row].
+
+    A row's first ``counts[0]`` tiles are allowed as a whole, the next ``counts[1]`` must be looked at pair by pair.
+    """
+    xp = np if isinstance(some, np.ndarray) else jnp
+    count = some.shape[-1]
+    place = xp.where(some, xp.where(every, 0, count), 2 * count) + xp.arange(count)
+    order = (xp.sort(place, axis=-1) % count).astype(xp.int32)
+    whole, seen = (some & every).sum(-1), some.sum(-1)
+    counts = xp.stack([whole, seen - whole], -1).astype(xp.int32)
+    return counts, order[..., : max(1, int(seen.max()))] if xp is np else order
+
+
 def _block(x, unit):
     """floor(x / unit) plus a constant, for x above -2^29: kernels divide towards zero, and slowly."""
     if unit == 1:
