@@ -183,6 +183,7 @@ class _Work:
             place = _Place(self, tables, refs[-len(scratch) :])
             body(place, *refs[: -len(scratch)])
 
+        kernel.__name__ = f"attention{body.__name__}"
         options = {} if self.interpret is None else {"interpret": self.interpret}
         return plgpu.kernel(
             kernel,
@@ -228,7 +229,7 @@ class _Place:
     def load_tiles(self, sources):
         """The loading warpgroup: sources(head, tile) -> what fills the streamed buffers, a slot after the other."""
         stages = jnp.int32(self.work.stages)
-        plgpu.set_max_registers(40, action="decrease")
+        plgpu.set_max_registers(24, action="decrease")
 
         def load(t, slot):
             for source, buffer, came in zip(sources(*self.step(t)), self.streamed, self.came, strict=True):
@@ -249,7 +250,7 @@ class _Place:
 
     def over_tiles(self, tile, sums):
         """Fold ``tile(sums, slot, index, careful)`` over the walk; it must not touch the slot's buffers afterwards."""
-        plgpu.set_max_registers(232, action="increase")
+        plgpu.set_max_registers(240, action="increase")
 
         def step(careful, t, sums):
             slot = lax.rem(t, jnp.int32(self.work.stages))
@@ -270,11 +271,17 @@ class _Place:
     def allowed(self, index):
         """bool [rows, tile] of a tile of the other side, or None."""
         work, shape = self.work, (ROWS, self.work.tile)
-        # numbers per row and per column, spread over the tile: integers divide slowly
-        mine = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=WIDE) + self.base
-        other = plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=WIDE) + index * work.tile
+        # numbers per row and per column, spread over the tile at the end: integers divide slowly
+        mine = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW) + self.base
+        other = plgpu.broadcasted_iota(jnp.int32, (work.tile,), 0, layout=COLUMN) + index * work.tile
+        wide = lambda row, column: (_spread(row, shape), _spread(column, shape, 1))
+
+        def spread(q, k):
+            return wide(k, q)[::-1] if work.by_keys else wide(q, k)
+
         q, k = (other, mine) if work.by_keys else (mine, other)
-        parts = [tiles.holds(work.mask, q + self.offset[0], k)]
+        parts = [tiles.holds(work.mask, q + self.offset[0], k, spread)]
+        q, k = spread(q, k)
         if work.q_len % (ROWS * WORKERS):
             parts.append(q < work.q_len)
         if work.k_len % (ROWS * WORKERS):

@@ -19,6 +19,7 @@ longest row; and one row where all are alike.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = Any
+Spread = Callable[[Array, Array], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Near:
     q_from: int = 0
     k_from: int = 0
 
-    def holds(self, q: Array, k: Array) -> Array:
-        ahead = _block(k - self.k_from, self.unit) - _block(q - self.q_from, self.unit)
+    def holds(self, q: Array, k: Array, spread: Spread) -> Array:
+        q, k = spread(_block(q - self.q_from, self.unit), _block(k - self.k_from, self.unit))
+        ahead = k - q
         if self.left is None:
             return ahead <= self.right
         far = ahead >= -self.left
@@ -64,7 +67,8 @@ class Keys:
     low: int
     high: int
 
-    def holds(self, q: Array, k: Array) -> Array:
+    def holds(self, q: Array, k: Array, spread: Spread) -> Array:
+        q, k = spread(q, k)
         k = k + (q - q)  # truth values are not broadcast everywhere, numbers are
         return (k >= self.low) & (k < self.high)
 
@@ -82,7 +86,8 @@ class Queries:
     low: int
     high: int
 
-    def holds(self, q: Array, k: Array) -> Array:
+    def holds(self, q: Array, k: Array, spread: Spread) -> Array:
+        q, k = spread(q, k)
         q = q + (k - k)
         return (q >= self.low) & (q < self.high)
 
@@ -97,13 +102,16 @@ Mask = tuple[tuple[Near | Keys | Queries, ...], ...]
 FULL: Mask = ((),)
 
 
-def holds(mask: Mask, q: Array, k: Array) -> Array | None:
-    """bool, of the positions ``q`` and ``k`` broadcast against each other; None where everything is allowed."""
+def holds(mask: Mask, q: Array, k: Array, spread: Spread = lambda q, k: (q, k)) -> Array | None:
+    """bool, of the positions ``q`` and ``k`` broadcast against each other; None where everything is allowed.
+
+    spread: (q, k) -> both over the whole tile, where that needs more than broadcasting.
+    """
     some = None
     for rule in mask:
         every = None
         for condition in rule:
-            one = condition.holds(q, k)
+            one = condition.holds(q, k, spread)
             every = one if every is None else every & one
         if every is None:
             return None
@@ -167,7 +175,8 @@ def ordered(some: Array, every: Array) -> tuple[Array, Array]:
     """
     xp = np if isinstance(some, np.ndarray) else jnp
     count = some.shape[-1]
-    place = xp.where(some, xp.where(every, 0, count), 2 * count) + xp.arange(count)
+    place = xp.where(some, xp.where(every, 0, count), 2 * count)
+    place = place + xp.broadcast_to(xp.arange(count), some.shape)
     order = (xp.sort(place, axis=-1) % count).astype(xp.int32)
     whole, seen = (some & every).sum(-1), some.sum(-1)
     counts = xp.stack([whole, seen - whole], -1).astype(xp.int32)
