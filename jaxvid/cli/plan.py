@@ -107,12 +107,12 @@ class Outcome:
     def __init__(self, topology: Topology, count: int, stage: Any, program: Any):
         from jaxvid.eval.collectives import collectives
         from jaxvid.eval.flops import count_flops
-        from jaxvid.ops.pick import target
+        from jaxvid.ops.pick import tracing_for
 
         self.program, self.chip, self.count = program, topology.chip, count
         if topology.kind == "cpu":
             self.chip = Topology(topology.name, "cpu", count).chip
-        with target(topology.platform):
+        with tracing_for(topology.platform):
             begun = time.monotonic()
             compiled = program.run.lower(*program.args).compile()
             self.compile_seconds = time.monotonic() - begun

@@ -20,7 +20,7 @@ from jaxvid.eval.costs import Geometry, break_even, formula
 from jaxvid.eval.flops import count_flops
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.ops import ssd
-from jaxvid.ops.pick import target, use
+from jaxvid.ops.pick import tracing_for, use
 from jaxvid.types import InputError
 
 TEXT = 256  # text tokens, where the config's model has no text encoder that says so
@@ -103,7 +103,7 @@ def count(model: Any, geometry: Geometry) -> float:
     args = _inputs(model, int(geometry.frames), geometry.rows, geometry.columns, geometry.text)
     small = _inputs(model, *model.patch, geometry.text)
     params = jax.eval_shape(lambda *a: model.init(jax.random.key(0), a[0], a[1], {"text": a[2]}), *small)
-    with use(attention="reference"), target("accelerator"):  # chunks of the scan as accelerators have them
+    with use(attention="reference"), tracing_for("accelerator"):  # chunks of the scan as accelerators have them
         return count_flops(
             lambda p, x, t, text: model.apply(p, x, t, {"text": text})[0], params, *args
         ).products

@@ -8,7 +8,8 @@ K head width.
 
 A row without keys gives o = 0 and a log-sum-exp of -1e30. Scores, softmax and sums are in at least float32.
 `reference` holds all scores at once. `chunked` walks over tiles with a running maximum and sum, leaves out tiles that
-the mask rules out, and recomputes tiles in the backward pass.
+the mask rules out, and recomputes tiles in the backward pass. `mosaic_tpu` and `mosaic_gpu` are kernels, the choice on
+their platforms; they have no forward-mode derivative.
 
 Ref: Rabe and Staats, "Self-attention does not need O(n^2) memory" (arXiv 2112.05682); Milakov and Gimelshein, "Online
 normalizer calculation for softmax" (arXiv 1805.02867).
@@ -22,7 +23,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxvid.ops import masks
-from jaxvid.ops.pick import pick, platform, refuses
+from jaxvid.ops.mask_rules import mask_rules
+from jaxvid.ops.pick import kernel_interprets, pick, platform
 
 NO_KEYS = -1e30  # the log-sum-exp of a row without keys: finite, so that merging partial results has no NaN
 BLOCK = 512  # tokens of a tile's sides
@@ -45,7 +47,7 @@ def attention(
 
     mask: a value of `jaxvid.ops.masks`, or booleans broadcastable to [B, H, Lq, Lk]; None looks everywhere.
     q_offset: the position of the first query, the first key being at 0; with an int, hidden tiles are skipped.
-    implementation: ``reference | chunked | cudnn``; None chooses by size and platform.
+    implementation: ``reference | chunked | cudnn | mosaic_gpu | mosaic_tpu``; None chooses by size and platform.
 
     Raises ValueError on shapes that do not fit, NotImplementedError when the named implementation refuses.
     """
@@ -74,7 +76,7 @@ def attention_with_lse(
     scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1]
     one_tile = max(q.shape[1], k.shape[1]) <= BLOCK  # many small windows: tiles would save nothing
     plain = ("reference",) if scores <= SMALL or one_tile else ("chunked",)
-    order = {"gpu": ("cudnn", *plain), "default": plain}
+    order = {"gpu": ("mosaic_gpu", "cudnn", *plain), "tpu": ("mosaic_tpu", *plain), "default": plain}
     return pick("attention", IMPLEMENTATIONS, order, implementation)(q, k, v, mask, q_offset, lse)
 
 
@@ -174,13 +176,39 @@ def cudnn(q, k, v, mask, q_offset, lse):
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **how), None
 
 
-_LATER = "the accelerator kernel is not part of this version; use chunked"
+def mosaic_tpu(q, k, v, mask, q_offset, lse):
+    """The kernel of `pallas_kernels.attention_tpu`."""
+    from pallas_kernels import attention_tpu
+
+    interpret = kernel_interprets("tpu")
+    return _kernel(attention_tpu, q, k, v, mask, q_offset, interpret)
+
+
+def mosaic_gpu(q, k, v, mask, q_offset, lse):
+    """The kernel of `pallas_kernels.attention_gpu`."""
+    interpret = kernel_interprets("gpu", "9.0")
+    from pallas_kernels import attention_gpu
+
+    interpret = attention_gpu.plgpu.InterpretGPUParams() if interpret else None
+    return _kernel(attention_gpu, q, k, v, mask, q_offset, interpret)
+
+
+def _kernel(module, q, k, v, mask, q_offset, interpret):
+    why = module.refusal(q, k, v)
+    if why:
+        raise NotImplementedError(f"the kernel {why}")
+    rules, q_ids, k_ids = mask_rules(mask, q.shape[0], q.shape[1], k.shape[1])
+    return module.attention(
+        q, k, v, mask=rules, q_ids=q_ids, k_ids=k_ids, q_offset=q_offset, interpret=interpret
+    )
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "chunked": chunked,
     "cudnn": cudnn,
-    "mosaic_gpu": refuses(_LATER),
-    "mosaic_tpu": refuses(_LATER),
+    "mosaic_gpu": mosaic_gpu,
+    "mosaic_tpu": mosaic_tpu,
 }
 
 

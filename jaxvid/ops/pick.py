@@ -16,7 +16,8 @@ from typing import Any
 import jax
 
 _forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("jaxvid_ops_forced")
-_target: contextvars.ContextVar[str] = contextvars.ContextVar("jaxvid_ops_target")
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("jaxvid_ops_target", default=None)
+_interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("jaxvid_ops_interpreted", default=False)
 
 
 @contextlib.contextmanager
@@ -34,8 +35,8 @@ def use(**names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def target(name: str) -> Iterator[None]:
-    """Choose inside the block as on another platform: for compiling ahead of time for devices that are not here."""
+def tracing_for(name: str) -> Iterator[None]:
+    """Choose as if fresh traces ran on that platform (``cpu``, ``gpu``, ``tpu``): to export and to compile ahead."""
     token = _target.set(name)
     try:
         yield
@@ -43,9 +44,41 @@ def target(name: str) -> Iterator[None]:
         _target.reset(token)
 
 
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Let *named* kernels run in their interpreters where their hardware is missing: exact, slow, for tests."""
+    token = _interpreted.set(True)
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)
+
+
 def platform() -> str:
     """The platform a fresh trace will run on: ``cpu``, ``gpu`` or ``tpu``."""
-    return _target.get("") or jax.default_backend()
+    return _target.get() or jax.default_backend()
+
+
+def kernel_interprets(wanted: str, capability: str | None = None) -> bool:
+    """Whether a kernel made for the platform ``wanted`` has to be interpreted here (inside `interpreted`).
+
+    capability: the only CUDA compute capability that it runs on. Raises NotImplementedError where it cannot run at
+    all: on another platform, and under automatic sharding over several devices, which cannot cut a kernel.
+    """
+    if platform() != wanted:
+        if _interpreted.get():
+            return True
+        raise NotImplementedError(
+            f"the kernel runs on {wanted}, not on {platform()} (jaxvid.ops.pick.interpreted() lets tests run it anywhere)"
+        )
+    if _target.get() is None:
+        found = getattr(jax.devices()[0], "compute_capability", None)
+        if capability and found != capability:
+            raise NotImplementedError(f"the kernel runs on compute capability {capability}, not {found}")
+        mesh = jax.sharding.get_abstract_mesh()
+        if jax.device_count() > 1 and (mesh.empty or set(mesh.axis_names) - set(mesh.manual_axes)):
+            raise NotImplementedError("several devices with automatic sharding cannot share a kernel; use jax.shard_map")
+    return False
 
 
 def pick(

@@ -23,11 +23,13 @@ Ref: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060).
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxvid.ops.pick import pick, platform, refuses
+from jaxvid.ops.pick import kernel_interprets, pick, platform
 
 # Tokens of a chunk, and chunks that one step of the outer scan works on at once. Memory is linear in both. Two CPU
 # cores like what fits in cache; accelerators like few large steps.
@@ -52,7 +54,7 @@ def ssd(
     x [B, L, H, P]; dt [B, L, H], positive (after softplus; 0 skips a token); A [H], negative; B and C [B, L, G, N]
     where G divides H; D [H] or [H, P]; initial_state [B, H, P, N], None for zeros. ``chunk`` changes speed and
     rounding, not meaning; L need not be a multiple of it; None chooses by platform.
-    implementation: ``reference | chunked``.
+    implementation: ``reference | chunked | mosaic_gpu | mosaic_tpu``; None chooses by platform.
 
     Returns y [B, L, H, P] in x's dtype and the final state [B, H, P, N] in ``promote_types(x.dtype, float32)``.
     Gradients flow through both and through initial_state. Raises ValueError on shapes that do not fit.
@@ -60,12 +62,11 @@ def ssd(
     _check(x, dt, A, B, C, D, initial_state, chunk)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     batch, _, heads, width = x.shape
-    chunk = _by_platform(CHUNK) if chunk is None else chunk
     if initial_state is None:
         state = jnp.zeros((batch, heads, width, B.shape[-1]), dtype)
     else:
         state = initial_state.astype(dtype)
-    serve = pick("ssd", IMPLEMENTATIONS, ("chunked",), implementation)
+    serve = pick("ssd", IMPLEMENTATIONS, ORDER, implementation)
     y, state = serve(x, dt, A, B, C, state, chunk=chunk, dtype=dtype)
     if D is not None:
         y = y + x.astype(dtype) * D.astype(dtype).reshape(1, 1, heads, -1)
@@ -92,6 +93,7 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
     """Matrix products inside chunks, a scan between them; the backward pass recomputes a step's insides."""
     batch, length, heads, width = x.shape
     groups = B.shape[2]
+    chunk = _by_platform(CHUNK) if chunk is None else chunk
     chunk = max(1, min(chunk, length))
     per_step = max(1, min(_by_platform(CHUNKS_PER_STEP), -(-length // chunk)))
     steps = -(-length // (chunk * per_step))
@@ -148,12 +150,33 @@ def _at_most_zero(v):
     return jnp.where(v > 0, 0, v)
 
 
-_LATER = "the accelerator kernel is not part of this version; use chunked"
+def mosaic_tpu(x, dt, A, B, C, state, *, chunk, dtype):
+    """The kernel of `pallas_kernels.ssd_tpu`; its chunks are multiples of 128 tokens."""
+    from pallas_kernels import ssd_tpu
+
+    interpret = kernel_interprets("tpu")
+    sizes = ssd_tpu.Tiles() if chunk is None else ssd_tpu.Tiles(chunk=chunk)
+    return ssd_tpu.ssd(x, dt, A, B, C, state, sizes=sizes, interpret=interpret)
+
+
+def mosaic_gpu(x, dt, A, B, C, state, *, chunk, dtype):
+    """The kernel of `pallas_kernels.ssd_gpu`, with the derivative of `chunked`; its chunks have 128 tokens."""
+    interpret = kernel_interprets("gpu", "9.0")
+    if chunk not in (None, 128):
+        raise NotImplementedError(f"the kernel has chunks of 128 tokens, not {chunk}")
+    from pallas_kernels import ssd_gpu
+
+    plain = functools.partial(chunked, chunk=None, dtype=dtype)
+    interpret = ssd_gpu.plgpu.InterpretGPUParams() if interpret else None
+    return ssd_gpu.ssd(x, dt, A, B, C, state, plain=plain, interpret=interpret)
+
+
+ORDER = {"tpu": ("mosaic_tpu", "chunked"), "gpu": ("mosaic_gpu", "chunked"), "default": ("chunked",)}
 IMPLEMENTATIONS = {
     "reference": reference,
     "chunked": chunked,
-    "mosaic_gpu": refuses(_LATER),
-    "mosaic_tpu": refuses(_LATER),
+    "mosaic_gpu": mosaic_gpu,
+    "mosaic_tpu": mosaic_tpu,
 }
 
 

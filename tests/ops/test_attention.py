@@ -181,5 +181,5 @@ def test_says_what_does_not_fit():
         attention(q, k, v, mask=jnp.ones((2, 4, 23, 30), bool))
     with pytest.raises(NotImplementedError, match="float16"):
         attention(q, k, v, implementation="cudnn")
-    with pytest.raises(NotImplementedError, match="use chunked"):
+    with pytest.raises(NotImplementedError, match="runs on tpu, not on cpu"):
         attention(q, k, v, implementation="mosaic_tpu")

@@ -263,7 +263,7 @@ def test_says_what_does_not_fit():
         module._check(**{**values, "dt": args["dt"][:, :-1]}, chunk=4)
     with pytest.raises(ValueError, match="groups must divide"):
         ssd(**inputs(8, heads=4, groups=3, dtype=np.float32))
-    with pytest.raises(NotImplementedError, match="use chunked"):
+    with pytest.raises(NotImplementedError, match="runs on gpu, not on cpu"):
         ssd(**args, implementation="mosaic_gpu")
     with use(ssd="reference"):
         close(ssd(**args), tuple(np.asarray(v) for v in ssd(**args, implementation="chunked")), 1e-5)
