@@ -143,6 +143,20 @@ def load_shapes(path: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]
         return {k: jax.ShapeDtypeStruct(s, d) for k, (d, s, _, _) in _header(file, path)[0].items()}
 
 
+def load_layout(
+    path: str | os.PathLike[str],
+) -> tuple[int, dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
+    """Where the data of a safetensors file starts, and of each array its dtype, shape, and first and last byte from there."""
+    with _open(path) as file:
+        entries, _ = _header(file, path)
+        return file.tell(), entries
+
+
+def dtype_name(dtype: Any) -> str:
+    """What safetensors calls a dtype."""
+    return _NAMES[np.dtype(dtype)]
+
+
 def restore_into(abstract_tree: Any, flat: Mapping[str, Any], source: str = "the weights") -> Any:
     """Puts loaded arrays (flat or nested) into a tree of this structure, cast to its floating dtypes.
 
