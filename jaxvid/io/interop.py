@@ -46,9 +46,14 @@ class Report(NamedTuple):
 
     def lines(self) -> list[str]:
         """The account, a line each."""
-        said = [f"{self.matched}/{self.wanted} keys matched, {len(self.unused)} unused", *self.crooked[:_SHOWN]]
+        said = [
+            f"{self.matched}/{self.wanted} keys matched, {len(self.unused)} unused",
+            *self.crooked[:_SHOWN],
+        ]
         for word, names in (("missing", self.missing), ("unused", self.unused)):
-            said += [f"{word} {name}" + (f" (closest: {near})" if near else "") for name, near in names[:_SHOWN]]
+            said += [
+                f"{word} {name}" + (f" (closest: {near})" if near else "") for name, near in names[:_SHOWN]
+            ]
             said += [f"and {len(names) - _SHOWN} more {word}"] if len(names) > _SHOWN else []
         return said
 
@@ -80,8 +85,14 @@ def open_weights(path) -> Weights:
 def _one_table(arrays: dict[str, Stored], path) -> dict[str, Stored]:
     """The token table goes by two names; both may be there when they are equal."""
     twin = arrays.pop("encoder.embed_tokens.weight", None)
-    if twin is not None and "shared.weight" in arrays and not np.array_equal(twin.read(), arrays["shared.weight"].read()):
-        raise InputError(f"{path} has two token tables that differ (shared, encoder.embed_tokens); keep the right one")
+    if (
+        twin is not None
+        and "shared.weight" in arrays
+        and not np.array_equal(twin.read(), arrays["shared.weight"].read())
+    ):
+        raise InputError(
+            f"{path} has two token tables that differ (shared, encoder.embed_tokens); keep the right one"
+        )
     return arrays if twin is None or "shared.weight" in arrays else {**arrays, "shared.weight": twin}
 
 
@@ -115,7 +126,9 @@ def compare(
 def check(report: Report, source: str, partial: bool = False) -> Report:
     """The report, or an InputError below 100 %. ``partial`` lets missing and unused keys pass, never wrong shapes."""
     if report.crooked or not (report.whole or partial):
-        raise InputError(f"{source}: {'; '.join(report.lines())}; give the config that belongs to these weights")
+        raise InputError(
+            f"{source}: {'; '.join(report.lines())}; give the config that belongs to these weights"
+        )
     return report
 
 
@@ -155,13 +168,19 @@ def convert(
     leaves: Iterable[Leaf], shapes: Mapping[str, tuple[int, ...]], weights: Weights
 ) -> dict[str, Stored]:
     """All of our arrays whose keys are there, by name. Ask `compare` and `check` first."""
-    ready = [leaf for leaf in leaves if all(key in weights.arrays for key in foreign_keys(leaf, shapes[leaf.name]))]
+    ready = [
+        leaf for leaf in leaves if all(key in weights.arrays for key in foreign_keys(leaf, shapes[leaf.name]))
+    ]
     return {leaf.name: ours(leaf, shapes[leaf.name], weights.arrays, weights.source) for leaf in ready}
 
 
-def convert_back(leaves: Iterable[Leaf], arrays: Mapping[str, Stored], part: str, layout: str) -> dict[str, Stored]:
+def convert_back(
+    leaves: Iterable[Leaf], arrays: Mapping[str, Stored], part: str, layout: str
+) -> dict[str, Stored]:
     """Foreign arrays of all of ours, under the names of ``layout``."""
     made: dict[str, Stored] = {}
     for leaf in leaves:
         made |= theirs(leaf, arrays[leaf.name])
-    return made if layout == "diffusers" else {rename(part, key, layout): array for key, array in made.items()}
+    return (
+        made if layout == "diffusers" else {rename(part, key, layout): array for key, array in made.items()}
+    )

@@ -109,7 +109,9 @@ def write_arrays(path, arrays: Mapping[str, Stored], metadata: Mapping[str, str]
                 file.write(np.ascontiguousarray(array.read()).tobytes())
         os.replace(aside, path)
     except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}); give a writable place with room for {at} bytes") from error
+        raise InputError(
+            f"cannot write {path} ({error.strerror}); give a writable place with room for {at} bytes"
+        ) from error
     finally:
         if os.path.exists(aside):
             os.unlink(aside)
@@ -141,14 +143,18 @@ def write_sharded(folder, stem: str, arrays: Mapping[str, Stored], largest: int)
         where |= dict.fromkeys(group, files[-1].name)
     total = sum(array.nbytes for array in arrays.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{stem}.safetensors.index.json").write_text(
+        json.dumps(index, indent=2) + "\n", encoding="utf-8"
+    )
     return files
 
 
 def check_finite(name: str, array: np.ndarray, source: str) -> np.ndarray:
     """The array itself, or an InputError when it holds NaN or infinity."""
     if array.dtype.kind not in "biu" and not np.isfinite(array).all():
-        raise InputError(f"{source}: {name} holds NaN or infinity; fetch it again, or take an earlier checkpoint")
+        raise InputError(
+            f"{source}: {name} holds NaN or infinity; fetch it again, or take an earlier checkpoint"
+        )
     return array
 
 

@@ -40,7 +40,7 @@ _WRAPPERS = ("generator_ema", "generator", "state_dict", "model_state_dict", "mo
 _PROGRAM_BYTES, _OPCODES = 64 << 20, 5_000_000
 _LOCAL = struct.Struct("<4s5H3I2H")  # the head of a file in a zip archive
 _REMEDY = (
-    "convert it where you trust it: python -c \"import torch, safetensors.torch as s; "
+    'convert it where you trust it: python -c "import torch, safetensors.torch as s; '
     "s.save_file(torch.load('IN.pth', weights_only=True), 'OUT.safetensors')\""
 )
 
@@ -85,7 +85,9 @@ def open_pth(path) -> dict[str, Stored]:
                 raise _Refused("its numbers are big-endian")
             state = _unwrapped(_run(archive.read(programs[0])))
     except zipfile.BadZipFile:
-        raise InputError(f"{path} is truncated, or no .pth of today's form; fetch it again, or {_REMEDY}") from None
+        raise InputError(
+            f"{path} is truncated, or no .pth of today's form; fetch it again, or {_REMEDY}"
+        ) from None
     except _Refused as reason:
         raise InputError(f"{path} is not read, because {reason}; {_REMEDY}") from None
     except OSError as error:
@@ -98,7 +100,11 @@ def _stored(path, key, tensor, members, root, data) -> Stored:
     entry = members.get(f"{root}data/{tensor.storage.key}")
     item, count = tensor.storage.dtype.itemsize, int(np.prod(tensor.shape, dtype=object))
     first = last = -1
-    if entry is not None and entry.compress_type == zipfile.ZIP_STORED and entry.header_offset + 30 <= len(data):
+    if (
+        entry is not None
+        and entry.compress_type == zipfile.ZIP_STORED
+        and entry.header_offset + 30 <= len(data)
+    ):
         head = _LOCAL.unpack_from(data, entry.header_offset)
         first = entry.header_offset + 30 + head[-2] + head[-1]
         last = first + entry.file_size
@@ -106,14 +112,18 @@ def _stored(path, key, tensor, members, root, data) -> Stored:
         raise InputError(f"{path}: the numbers of {key} are missing or cut off; fetch it again")
 
     def read():
-        return np.frombuffer(data, tensor.storage.dtype, count, first + tensor.offset * item).reshape(tensor.shape)
+        return np.frombuffer(data, tensor.storage.dtype, count, first + tensor.offset * item).reshape(
+            tensor.shape
+        )
 
     return Stored(tensor.shape, tensor.storage.dtype, read)
 
 
 def _unwrapped(value) -> dict[str, _Tensor]:
     for _ in range(3):
-        inner = [value[name] for name in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(name), dict)]
+        inner = [
+            value[name] for name in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(name), dict)
+        ]
         value = inner[0] if inner else value
     if not isinstance(value, dict) or not value:
         raise _Refused("it holds no state dict")

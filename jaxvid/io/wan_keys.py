@@ -106,8 +106,10 @@ def dit_leaves(image: bool = False, rates: bool = False) -> list[Leaf]:
         leaves += _dense("blocks/cross/v_image", f"{block}attn2.add_v_proj")
         leaves.append(Leaf("blocks/cross/k_image_norm/scale", f"{block}attn2.norm_added_k.weight"))
     if rates:
-        leaves.append(Leaf("rate", "fps_embedding.weight"))
-        leaves += _dense("rate_in/up", "fps_projection.net.0.proj") + _dense("rate_in/down", "fps_projection.net.2")
+        leaves.append(Leaf("rate_table", "fps_embedding.weight"))
+        leaves += _dense("rate_in/up", "fps_projection.net.0.proj") + _dense(
+            "rate_in/down", "fps_projection.net.2"
+        )
     return leaves
 
 
@@ -139,7 +141,9 @@ def vae_leaves(names: Iterable[str], residual: bool = False) -> list[Leaf]:
     ``residual`` is that of Wan 2.2, whose levels are folders; in Wan 2.1 the encoder's are one list.
     """
     names = sorted(names)
-    count = 1 + max(int(n.split("_resnets_")[1].split("/")[0]) for n in names if "encoder/down_0_resnets_" in n)
+    count = 1 + max(
+        int(n.split("_resnets_")[1].split("/")[0]) for n in names if "encoder/down_0_resnets_" in n
+    )
     return [Leaf(name, *_vae_key(name, residual, count)) for name in names]
 
 
@@ -258,19 +262,28 @@ _VAE21 = [
         for a, b in _VAE_PARTS
     ),
     *(
-        (rf"decoder\.upsamples\.{4 * i + 3}\.(resample|time_conv)\.(.*)", rf"decoder.up_blocks.{i}.upsamplers.0.\1.\2")
+        (
+            rf"decoder\.upsamples\.{4 * i + 3}\.(resample|time_conv)\.(.*)",
+            rf"decoder.up_blocks.{i}.upsamplers.0.\1.\2",
+        )
         for i in range(3)
     ),
 ]
 _VAE22 = [
     *_VAE_ENDS,
     *(
-        (rf"encoder\.downsamples\.(\d+)\.downsamples\.([01])\.{a}\.(.*)", rf"encoder.down_blocks.\1.resnets.\2.{b}.\3")
+        (
+            rf"encoder\.downsamples\.(\d+)\.downsamples\.([01])\.{a}\.(.*)",
+            rf"encoder.down_blocks.\1.resnets.\2.{b}.\3",
+        )
         for a, b in _VAE_PARTS
     ),
     (r"encoder\.downsamples\.(\d+)\.downsamples\.2\.(.*)", r"encoder.down_blocks.\1.downsampler.\2"),
     *(
-        (rf"decoder\.upsamples\.(\d+)\.upsamples\.([012])\.{a}\.(.*)", rf"decoder.up_blocks.\1.resnets.\2.{b}.\3")
+        (
+            rf"decoder\.upsamples\.(\d+)\.upsamples\.([012])\.{a}\.(.*)",
+            rf"decoder.up_blocks.\1.resnets.\2.{b}.\3",
+        )
         for a, b in _VAE_PARTS
     ),
     (r"decoder\.upsamples\.(\d+)\.upsamples\.3\.(.*)", r"decoder.up_blocks.\1.upsampler.\2"),
@@ -333,7 +346,10 @@ def part_of(keys: Iterable[str]) -> str:
         return "dit"
     if keys & {"shared.weight", "token_embedding.weight", "encoder.embed_tokens.weight"}:
         return "umt5"
-    if any(re.match(r"(decoder\.up_blocks\.\d+\.upsampler|decoder\.upsamples\.\d+\.upsamples)\.", key) for key in keys):
+    if any(
+        re.match(r"(decoder\.up_blocks\.\d+\.upsampler|decoder\.upsamples\.\d+\.upsamples)\.", key)
+        for key in keys
+    ):
         return "vae22"
     if keys & {"quant_conv.weight", "conv1.weight"}:
         return "vae21"

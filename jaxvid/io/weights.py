@@ -146,7 +146,7 @@ def load_shapes(path: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]
 def load_layout(
     path: str | os.PathLike[str],
 ) -> tuple[int, dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
-    """Where the data of a safetensors file starts, and of each array its dtype, shape, and first and last byte from there."""
+    """Where the data of a safetensors file starts; of each array dtype, shape, first and last byte from there."""
     with _open(path) as file:
         entries, _ = _header(file, path)
         return file.tell(), entries

@@ -87,7 +87,7 @@ class UMT5Encoder(nn.Module):
         places = jnp.asarray(buckets(np.arange(length)[None] - np.arange(length)[:, None]), jnp.int32)
         repeated = nn.scan(
             UMT5Block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,

@@ -62,14 +62,18 @@ class WanAttention(nn.Module):
     image: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], seen: Float[Array, "B M D"], image=None, turned=None, mask=None):
+    def __call__(
+        self, x: Float[Array, "B L D"], seen: Float[Array, "B M D"], image=None, turned=None, mask=None
+    ):
         width = x.shape[-1]
 
         def heads(a):
             return a.reshape(*a.shape[:2], -1, self.head)
 
         def keys(rows, name):
-            return heads(RMSNorm(self.eps, name=f"{name}_norm")(Linear(width, ("embed", "heads"), name=name)(rows)))
+            return heads(
+                RMSNorm(self.eps, name=f"{name}_norm")(Linear(width, ("embed", "heads"), name=name)(rows))
+            )
 
         q, k = keys(x, "q"), keys(seen, "k")
         v = heads(Linear(width, ("embed", "heads"), name="v")(seen))
@@ -77,7 +81,9 @@ class WanAttention(nn.Module):
             q, k = turn(q, *turned), turn(k, *turned)
         y = attention(q, k, v, mask=mask)
         if self.image:
-            y = y + attention(q, keys(image, "k_image"), heads(Linear(width, ("embed", "heads"), name="v_image")(image)))
+            y = y + attention(
+                q, keys(image, "k_image"), heads(Linear(width, ("embed", "heads"), name="v_image")(image))
+            )
         return Linear(width, ("heads", "embed"), name="out")(y.reshape(x.shape))
 
 
@@ -94,7 +100,9 @@ class WanBlock(nn.Module):
         width = x.shape[-1]
         init = nn.initializers.normal(width**-0.5)
         table = self.param("table", named(init, None, "embed"), (6, width), jnp.float32)
-        parts = jnp.moveaxis(level + table.astype(level.dtype).reshape((1,) * (level.ndim - 2) + (6, width)), -2, 0)
+        parts = jnp.moveaxis(
+            level + table.astype(level.dtype).reshape((1,) * (level.ndim - 2) + (6, width)), -2, 0
+        )
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
 
         def flat(a):
@@ -139,6 +147,7 @@ class WanDiT(nn.Module):
     level_channels: int = 256
     image_width: int = 0  # of the features of a first image, from ``cond['image']``
     rates: int = 0  # how many frame rates are told apart, by ``cond['rate']``
+    rate: int = 0  # the one when `cond` does not say
     block: int = 0  # latent frames per block; a block sees itself and the past. 0: all see all
     whole_levels: bool = False  # levels are cut to thousandths, as by samplers that count 1000 integer steps
     eps: float = 1e-6
@@ -177,7 +186,7 @@ class WanDiT(nn.Module):
         mask = masks.frames(masks.block_causal(self.block), grid[1] * grid[2]) if self.block else None
         repeated = nn.scan(
             nn.remat(WanBlock) if self.remat else WanBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
@@ -223,8 +232,10 @@ class WanDiT(nn.Module):
         six = Linear(6 * self.width, ("embed", "mlp"), name="modulation")(nn.silu(e))
         if self.rates:
             rate = cond.get("rate")
-            rate = jnp.zeros(t.shape[0], jnp.int32) if rate is None else rate
-            table = self.param("rate", named(nn.initializers.normal(0.02), None, None), (self.rates, self.width))
+            rate = jnp.full(t.shape[0], self.rate) if rate is None else rate
+            table = self.param(
+                "rate_table", named(nn.initializers.normal(0.02), None, None), (self.rates, self.width)
+            )
             told = TwoLinear(self.width, 6 * self.width, "silu", name="rate_in")(table.astype(e.dtype)[rate])
             six = six + told[:, None]
         return six.reshape(*t.shape, 6, self.width), e.reshape(*t.shape, self.width)
@@ -277,7 +288,7 @@ def wan22_ti2v_5b(**kw) -> WanDiT:
 
 def skyreels_1_3b(**kw) -> WanDiT:
     """SkyReels-V2 DF 1.3B: diffusion forcing, told whether it is 16 (0) or 24 (1) frames per second."""
-    return WanDiT(**{"rates": 2} | kw)
+    return WanDiT(**{"rates": 2, "rate": 1} | kw)
 
 
 def skyreels_14b(**kw) -> WanDiT:
