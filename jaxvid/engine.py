@@ -33,9 +33,21 @@ class Engine:
       steady: seconds that one unit of a stage takes once compiled, from the last run.
     """
 
-    def __init__(self, model, vae, process, params, variables, text_length: int):
+    def __init__(
+        self,
+        model,
+        vae,
+        process,
+        params,
+        variables,
+        text_length: int,
+        tokenize=encode_text,
+        keep: bool = False,
+    ):
+        """``tokenize(text, length) -> int32 [length]``; ``keep``: the model's weights stay in the dtype that they have."""
         self.model, self.vae, self.process, self.text_length = model, vae, process, text_length
-        self.params = restore_into(self._abstract_params(), params, "the model's weights")
+        self.tokenize = tokenize
+        self.params = restore_into(self._abstract_params(), params, "the model's weights", keep)
         self.variables = restore_into(self._abstract_variables(), variables, "the autoencoder's weights")
         self.executables, self.steady = stages.Executables(), {}
         self._on_device: dict[str, Any] = {}
@@ -91,7 +103,7 @@ class Engine:
         rows = 1 << (len(texts) - 1).bit_length()
         tokens = np.zeros((1, rows, self.text_length), np.int32)
         for row, text in enumerate(texts):
-            tokens[0, row] = encode_text(text, self.text_length)
+            tokens[0, row] = self.tokenize(text, self.text_length)
         function = stages.encode_text(self.variant("model", dtype))
         made = self.call("text", dtype, function, (self.weights("params"), tokens), rows)
         return np.asarray(made["text"])[0], np.asarray(made["text_mask"])[0]

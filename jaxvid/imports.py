@@ -43,6 +43,8 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
         raise InputError(f"{target} exists; choose an empty or new directory")
     whole = {"dit", "vae", "umt5"} <= set(repo.parts)
     spec = description(repo, sizes) if whole else None
+    if spec is not None and _narrow(repo):
+        spec["defaults"]["dtype"] = "bfloat16"
     made: dict[str, dict[str, Stored]] = {}
     for name, part in repo.parts.items():
         node = describe(part)
@@ -69,6 +71,12 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     yield f"{total_bytes(a for arrays in made.values() for a in arrays.values()) / 1e9:.3f} GB of weights"
+
+
+def _narrow(repo: Repo) -> bool:
+    """Whether the transformer's weights are in half precision for the most part."""
+    dtypes = [array.dtype.itemsize for array in repo.parts["dit"].weights.arrays.values()]
+    return sum(size < 4 for size in dtypes) > len(dtypes) / 2
 
 
 def zeros(shape: tuple[int, ...]) -> Stored:

@@ -100,7 +100,10 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     texts += [] if request.negative is None else [request.negative]
     yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     count = len(given.mask)
-    whole = -(-count // stages.CHUNK) * stages.CHUNK
+    multiple = int(
+        serves.get("multiple", stages.CHUNK)
+    )  # weights from elsewhere know no frames beyond the last
+    whole = -(-count // multiple) * multiple
     window, overlap = engine.window(request, whole, *_windows(serves))
     whole = window + -(-(whole - window) // (window - overlap)) * (window - overlap)
     told = _told(engine, request, given, texts, whole)
@@ -115,7 +118,7 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
             continue
         kept.append(new[:, : count - place])
         for i in range(0, min(new.shape[1], count - place), stages.CHUNK):
-            piece = new[:, i : i + stages.CHUNK]
+            piece = padded(new[:, i : i + stages.CHUNK])
             if not decoder.ready(piece):
                 yield Event("decode", at, request.frames, "frames", "compiling")
             # frames of the given video are there already

@@ -58,6 +58,12 @@ class Report(NamedTuple):
         return said
 
 
+def closest(name: str, among: Iterable[str]) -> str:
+    """' (closest: ...)', or nothing."""
+    near = difflib.get_close_matches(name, list(among), 1, 0.6)
+    return f" (closest: {near[0]})" if near else ""
+
+
 def open_weights(path) -> Weights:
     """The arrays of a .safetensors file, an .index.json with its shards, or a .pth. Raises InputError."""
     path = pathlib.Path(path)

@@ -92,6 +92,10 @@ def open_repo(path, family: str | None = None) -> Repo:
     folders = (
         [path] if path.is_file() else [path, *(path / name for name in _SUBFOLDERS if (path / name).is_dir())]
     )
+    if (path / "transformer_2").is_dir():
+        raise InputError(
+            f"{path} has two experts, which do not run together here; give transformer or transformer_2 alone"
+        )
     parts: dict[str, Part] = {}
     for folder in folders:
         for file in _weight_files(folder):

@@ -23,7 +23,15 @@ REFERENCES = pathlib.Path(__file__).parent / "references"
 KEYS = json.loads((REFERENCES / "keys.json").read_text())
 
 WAN = "jaxvid.models.wan_dit:WanDiT"
-DIT = {"kind": WAN, "width": 64, "layers": 3, "hidden": 160, "head": 32, "text_width": 48, "level_channels": 64}
+DIT = {
+    "kind": WAN,
+    "width": 64,
+    "layers": 3,
+    "hidden": 160,
+    "head": 32,
+    "text_width": 48,
+    "level_channels": 64,
+}
 VAE = {"kind": "jaxvid.models.video_vae:VideoVAE", "base": 8, "norm_floor": 1e-24, "residual": False}
 # model of the references: (part, the call that makes ours)
 NODES = {

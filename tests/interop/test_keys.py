@@ -72,7 +72,12 @@ REAL = {  # keys and parameters, counted on the originals
     ),
     "SkyReels-1.3B": (*_dit(width=1536, layers=30, hidden=8960, rates=2), 830, 1_435_525_696),
     "VAE 2.1": ("vae", {**VAE, "base": 96}, 194, 126_892_531),
-    "VAE 2.2": ("vae", {**VAE, "base": 160, "dec_base": 256, "z": 48, "patch": 2, "residual": True}, 196, None),
+    "VAE 2.2": (
+        "vae",
+        {**VAE, "base": 160, "dec_base": 256, "z": 48, "patch": 2, "residual": True},
+        196,
+        None,
+    ),
     "UMT5-XXL": ("umt5", {"kind": "jaxvid.models.umt5:UMT5Encoder"}, 242, None),
 }
 
@@ -85,11 +90,13 @@ def test_real_sizes_have_the_real_number_of_keys_and_parameters(name):
     assert len(found) == len(set(found)) == keys
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     assert parameters is None or count == parameters
-    assert sum(
-        int(np.prod(foreign_shape(leaf, shapes[leaf.name])))
-        * len(foreign_keys(leaf, shapes[leaf.name]))
-        for leaf in leaves
-    ) == count
+    assert (
+        sum(
+            int(np.prod(foreign_shape(leaf, shapes[leaf.name]))) * len(foreign_keys(leaf, shapes[leaf.name]))
+            for leaf in leaves
+        )
+        == count
+    )
 
 
 def test_presets_are_the_real_sizes():
@@ -104,7 +111,10 @@ def test_presets_are_the_real_sizes():
     ):
         made = preset()
         for field in ("width", "layers", "hidden", "head", "channels", "beside", "image_width", "rates"):
-            assert getattr(made, field) == REAL[name][1].get(field, getattr(wan_dit.WanDiT(), field)), (name, field)
+            assert getattr(made, field) == REAL[name][1].get(field, getattr(wan_dit.WanDiT(), field)), (
+                name,
+                field,
+            )
     assert video_vae.wan22().dec_base == REAL["VAE 2.2"][1]["dec_base"]
     assert umt5.umt5_xxl().width == 4096
 
@@ -139,7 +149,9 @@ def test_not_a_number_is_named():
     leaves, shapes = table("umt5")
     arrays = foreign("umt5")
     arrays["encoder.block.1.layer.0.SelfAttention.q.weight"][0, 0] = np.nan
-    made = convert(leaves, shapes, Weights("umt5", "diffusers", {k: from_array(v) for k, v in arrays.items()}, "w"))
+    made = convert(
+        leaves, shapes, Weights("umt5", "diffusers", {k: from_array(v) for k, v in arrays.items()}, "w")
+    )
     made["norm/scale"].read()
     with pytest.raises(InputError, match=r"encoder\.block\.1\.layer\.0\.SelfAttention\.q\.weight holds NaN"):
         made["blocks/q/kernel"].read()
@@ -186,4 +198,6 @@ def test_pth_is_the_same_as_safetensors(tmp_path):
             np.testing.assert_array_equal(back[key].read(), value)
     weights = open_weights(tmp_path / "f32.pth")
     assert (weights.part, weights.layout) == ("vae21", "original")
-    assert jax.tree.structure(dict.fromkeys(weights.arrays)) == jax.tree.structure(dict.fromkeys(foreign("vae")))
+    assert jax.tree.structure(dict.fromkeys(weights.arrays)) == jax.tree.structure(
+        dict.fromkeys(foreign("vae"))
+    )

@@ -55,7 +55,9 @@ def test_the_norm_of_a_nearly_constant_token_has_the_right_epsilon():
 
 
 def _exact_gelu(patch):
-    patch.setattr(wan_dit.nn, "gelu", lambda x, approximate=True: nn.activation.jax.nn.gelu(x, approximate=False))
+    patch.setattr(
+        wan_dit.nn, "gelu", lambda x, approximate=True: nn.activation.jax.nn.gelu(x, approximate=False)
+    )
 
 
 def _swapped_axes(patch):
@@ -66,7 +68,9 @@ def _swapped_axes(patch):
 def _equal_split(patch):
     from jaxvid.nn import rope
 
-    patch.setattr(rope, "split_axes", lambda width: (width - 4 * (width // 8), 2 * (width // 8), 2 * (width // 8)))
+    patch.setattr(
+        rope, "split_axes", lambda width: (width - 4 * (width // 8), 2 * (width // 8), 2 * (width // 8))
+    )
 
 
 def _half_split(patch):
@@ -101,7 +105,7 @@ def test_the_gate_sees_a_text_encoder_with_exact_gelu(monkeypatch):
 
 
 def test_padding_of_the_text_is_zero_and_matters():
-    """What stands on padding is zeroed by the encoder, and rows of zeros are seen by the transformer: leaving either out shows."""
+    """The encoder zeroes what stands on padding, the transformer sees rows of zeros: leaving either out shows."""
     import jax
     import jax.numpy as jnp
 
