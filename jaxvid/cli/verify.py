@@ -179,7 +179,7 @@ def _tap(part: str, name: str, taps, model):
         if part == "dit" and name == "blocks.0.norm1":
             from jaxvid.nn.layers import normalise
 
-            return normalise(_output(taps, "patch_in"), model.eps)
+            return np.asarray(normalise(jnp.asarray(_output(taps, "patch_in")), model.eps))
         found = None if place is None else _output(taps, place)
         return found if found is None or number is None else found[int(number[1])]
     place = name.replace(".", "/").replace("mid_block", "mid")

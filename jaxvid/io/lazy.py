@@ -111,7 +111,7 @@ def write_arrays(path, arrays: Mapping[str, Stored], metadata: Mapping[str, str]
         with open(aside, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for array in arrays.values():
-                file.write(np.ascontiguousarray(array.read()).tobytes())
+                file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8))
         os.replace(aside, path)
     except OSError as error:
         raise InputError(
