@@ -57,6 +57,10 @@ class Engine:
         x = jax.ShapeDtypeStruct((1, 1, *self._least(), self.vae.z), jnp.float32)
         t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
+        if self.beside:
+            cond["beside"] = jax.ShapeDtypeStruct((*x.shape[:4], self.beside), jnp.float32)
+        if self.image_side:
+            cond["picture"] = jax.ShapeDtypeStruct((1, self.image_side, self.image_side, 3), jnp.float32)
 
         def init(x, t, cond):
             return self.model.init(jax.random.key(0), x, t, cond)["params"]
@@ -73,6 +77,16 @@ class Engine:
         """The smallest height and width of latents that the network's patches divide."""
         patch = getattr(getattr(self.model, "dit", self.model), "patch", (1, 1, 1))
         return patch[1], patch[2]
+
+    @property
+    def beside(self) -> int:
+        """Channels that tell the network of a first image, beside the latents; 0: such an image is given as a frame."""
+        return getattr(getattr(self.model, "dit", self.model), "beside", 0)
+
+    @property
+    def image_side(self) -> int:
+        """Side of the pictures that the network's image encoder looks at; 0: it has none."""
+        return getattr(getattr(self.model, "image_encoder", None), "size", 0)
 
     def weights(self, which: str) -> Any:
         """'params' or 'variables' where the computing is done; put there once."""
@@ -107,6 +121,14 @@ class Engine:
         function = stages.encode_text(self.variant("model", dtype))
         made = self.call("text", dtype, function, (self.weights("params"), tokens), rows)
         return np.asarray(made["text"])[0], np.asarray(made["text_mask"])[0]
+
+    def image(self, image, dtype: str) -> np.ndarray:
+        """Features [L, E] of a first image, uint8 [H, W, 3]: its middle square, as the image encoder sees it."""
+        from jaxvid.data.images import middle_square
+
+        function = stages.encode_image(self.variant("model", dtype))
+        picture = middle_square(image, self.image_side)[None]
+        return np.asarray(self.call("image", dtype, function, (self.weights("params"), picture)))[0]
 
     # Frames to latents; for the way back see `Decoder`
 
@@ -178,6 +200,10 @@ class Engine:
                 "text_mask": told["text_mask"],
                 "span": told["span"][:, here],
                 "given": known,
+                **{
+                    name: value[:, here] if name == "beside" else value
+                    for name, value in told.get("more", {}).items()
+                },
             }
             null = None if told["null"] is None else {**cond, **told["null"]}
             said = jax.tree.map(jnp.asarray, {"cond": cond, "null": null, "value": value})

@@ -20,10 +20,16 @@ from jaxvid.io.lazy import Stored, write_sharded
 from jaxvid.io.pth import write_pth
 from jaxvid.types import InputError
 
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 LAYOUTS = ("diffusers", "original")
 SHARD_BYTES = 5_000_000_000
-_FOLDERS = {"dit": "transformer", "vae": "vae", "umt5": "text_encoder"}
-_STEMS = {"dit": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "umt5": "model"}
+_FOLDERS = {"dit": "transformer", "vae": "vae", "umt5": "text_encoder", "clip": "image_encoder"}
+_STEMS = {
+    "dit": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "umt5": "model",
+    "clip": "model",
+}
 
 
 def export(path, target, layout: str, largest: int = SHARD_BYTES) -> Iterator[str]:
@@ -34,6 +40,10 @@ def export(path, target, layout: str, largest: int = SHARD_BYTES) -> Iterator[st
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists; choose an empty or new directory")
     networks, told, bundle = described(path)
+    if layout == "original" and "clip" in networks:
+        raise InputError(
+            f"{path} has an image encoder, whose authors' layout is not written; export to diffusers"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
@@ -55,7 +65,7 @@ def export(path, target, layout: str, largest: int = SHARD_BYTES) -> Iterator[st
                 aside, name, node, arrays, kept or _config(name, node, stats, told, layout), layout, largest
             )
             yield f"{name}: {len(arrays)} arrays, {layout} layout"
-        _beside(path, aside, told, layout)
+        _beside(path, aside, told, layout, networks)
         os.chmod(aside, 0o755)
         if target.exists():
             target.rmdir()
@@ -85,7 +95,7 @@ def _json(path: pathlib.Path, value) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _beside(path: pathlib.Path, folder: pathlib.Path, told, layout: str) -> None:
+def _beside(path: pathlib.Path, folder: pathlib.Path, told, layout: str, networks) -> None:
     """Tokenizer, licence, and for diffusers the index of the pipeline and its sampler."""
     for paper in sorted(path.glob("LICEN[CS]E*")):
         shutil.copyfile(paper, folder / paper.name)
@@ -117,6 +127,25 @@ def _beside(path: pathlib.Path, folder: pathlib.Path, told, layout: str) -> None
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     index |= {"expand_timesteps": True} if told.get("family") == "wan22-5b" else {}
+    if "clip" in networks:
+        index |= {
+            "_class_name": "WanImageToVideoPipeline",
+            "image_encoder": ["transformers", "CLIPVisionModel"],
+        }
+        index |= {"image_processor": ["transformers", "CLIPImageProcessor"]}
+        size = networks["clip"]["size"]
+        (folder / "image_processor").mkdir()
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": size},
+            "resample": 3,
+        }
+        processor |= {
+            "crop_size": {"height": size, "width": size},
+            "image_mean": CLIP_MEAN,
+            "image_std": CLIP_STD,
+        }
+        _json(folder / "image_processor" / "preprocessor_config.json", processor)
     _json(folder / "model_index.json", index)
     (folder / "scheduler").mkdir()
     scheduler = {
@@ -132,6 +161,19 @@ def _beside(path: pathlib.Path, folder: pathlib.Path, told, layout: str) -> None
 
 def _config(name: str, node: Mapping[str, Any], stats, told, layout: str) -> dict[str, Any]:
     """The config.json of a network in a layout that it did not come from."""
+    if name == "clip":
+        return {
+            "architectures": ["CLIPVisionModel"],
+            "model_type": "clip_vision_model",
+            "hidden_size": node["width"],
+            "intermediate_size": node["hidden"],
+            "num_hidden_layers": node["layers"],
+            "num_attention_heads": node["heads"],
+            "image_size": node["size"],
+            "patch_size": node["patch"],
+            "hidden_act": node["act"],
+            "layer_norm_eps": 1e-5,
+        }
     if name == "umt5":
         return {
             "architectures": ["UMT5EncoderModel"],

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,13 +22,18 @@ from jaxvid.config import SAFE, build, to_json
 from jaxvid.io.bundle import CARD, FORMAT, MODEL, SPEC, VAE, VERSION, is_bundle, load_spec, read_json
 from jaxvid.io.interop import check, compare, convert
 from jaxvid.io.lazy import Stored, from_array, open_safetensors, total_bytes, write_arrays
-from jaxvid.io.wan_keys import DIT_UNUSED, Leaf, dit_leaves, umt5_leaves, vae_leaves
+from jaxvid.io.wan_keys import DIT_UNUSED, Leaf, clip_leaves, dit_leaves, umt5_leaves, vae_leaves
 from jaxvid.io.wan_repo import Part, Repo, describe, description, imported, latent_stats, licence_of
 from jaxvid.io.weights import flatten, unflatten
 from jaxvid.types import InputError
 
 PARTS = "parts.json"
-PLACES = {"dit": (MODEL, "dit/"), "umt5": (MODEL, "text_encoder/"), "vae": (VAE, "params/")}
+PLACES = {
+    "dit": (MODEL, "dit/"),
+    "umt5": (MODEL, "text_encoder/"),
+    "clip": (MODEL, "image_encoder/"),
+    "vae": (VAE, "params/"),
+}
 
 
 def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterator[str]:
@@ -88,7 +92,7 @@ def _write_bundle(folder, spec, repo: Repo, made):
     spec = {**spec, "format": FORMAT, "version": VERSION}
     (folder / SPEC).write_text(to_json(spec), encoding="utf-8")
     licence = {"format": FORMAT, "licence": licence_of(repo)}
-    model = {PLACES[name][1] + n: a for name in ("dit", "umt5") for n, a in made[name].items()}
+    model = {PLACES[name][1] + n: a for name in made if name != "vae" for n, a in made[name].items()}
     write_arrays(folder / MODEL, model, licence)
     write_arrays(folder / VAE, _with_stats(repo.parts["vae"], made["vae"]), licence)
     shutil.copytree(
@@ -134,6 +138,8 @@ def table_of(name: str, node: Mapping[str, Any]) -> tuple[list[Leaf], dict[str, 
     shapes = {n: tuple(leaf.shape) for n, leaf in flatten(tree).items()}
     if name == "vae":
         return vae_leaves(shapes, bool(node["residual"])), shapes
+    if name == "clip":
+        return clip_leaves(node["layers"]), shapes
     return (
         umt5_leaves()
         if name == "umt5"
@@ -142,9 +148,11 @@ def table_of(name: str, node: Mapping[str, Any]) -> tuple[list[Leaf], dict[str, 
 
 
 def abstract(name: str, model):
-    """Shapes of a network's parameters; nothing is computed."""
+    """Shapes of a network's parameters, in boxes of logical axes; nothing is computed."""
     if name == "vae":
         args = (jax.ShapeDtypeStruct((1, 1, model.space_factor, model.space_factor, 3), jnp.float32),)
+    elif name == "clip":
+        args = (jax.ShapeDtypeStruct((1, model.size, model.size, 3), jnp.float32),)
     elif name == "umt5":
         args = (jax.ShapeDtypeStruct((1, 8), jnp.int32),)
     else:
@@ -161,7 +169,7 @@ def abstract(name: str, model):
             cond,
         )
     made = jax.eval_shape(lambda *a: model.init(jax.random.key(0), *a), *args)
-    return flax.core.meta.unbox(made["params"])
+    return made["params"]
 
 
 def described(path) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any], bool]:
@@ -174,11 +182,9 @@ def described(path) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any], bool]
                 f"{path} was not imported; only networks of Wan and SkyReels-V2 go back to their layouts"
             )
         model = spec["model"]
-        return (
-            {"dit": model["dit"], "umt5": model["text_encoder"], "vae": spec["vae"]},
-            spec["imported"],
-            True,
-        )
+        networks = {"dit": model["dit"], "umt5": model["text_encoder"], "vae": spec["vae"]}
+        networks |= {"clip": model["image_encoder"]} if "image_encoder" in model else {}
+        return networks, spec["imported"], True
     if not (path / PARTS).is_file():
         raise InputError(f"{path} was not made by jaxvid import; give a directory that was")
     told = read_json(path / PARTS)

@@ -48,6 +48,8 @@ class Given:
     mask: Any  # bool [F]
     first: int = 0  # place in the result of the frame that the first latent stands for
     before: Any = None  # uint8 [n, H, W, 3], the video to extend
+    beside: Any = None  # float32 [F, h, w, N], what tells a network that asks for it of a first image
+    image: Any = None  # float32 [L, E], features of that image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ def encode_given(
 ) -> Given:
     """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
     alone) and whose last one is that of a frame in the middle of things."""
+    if engine.beside:
+        return _told_beside(engine, request, image, last_image, video)
     n, context = engine.vae.time_factor, 0
     before = 0 if video is None else len(video)
     if before:
@@ -83,6 +87,25 @@ def encode_given(
     if mask.all():
         raise InputError("every frame is given and nothing is left to make; ask for more seconds")
     return Given(latents, mask, first, video)
+
+
+def _told_beside(engine: Engine, request: Request, image, last_image, video) -> Given:
+    """What a network is told of its first image in channels beside the latents: where it is known (a channel per frame
+    that a latent stands for), and the latents of a video that begins with it and is grey from then on."""
+    if image is None or last_image is not None or video is not None:
+        raise InputError(
+            "this checkpoint makes videos from a first image: give image, and no last_image or video"
+        )
+    if request.method != "oneshot":
+        raise InputError("this checkpoint sees its first image in every window; use method='oneshot'")
+    grey = np.full((request.frames, *image.shape), 127.5, np.float32)
+    grey[0] = image
+    latents = _encoded(engine, grey, request.dtype)
+    known = np.zeros((*latents.shape[:3], engine.beside - latents.shape[-1]), np.float32)
+    known[0] = 1
+    features = engine.image(image, request.dtype) if engine.image_side else None
+    nothing = np.zeros_like(latents), np.zeros(len(latents), bool)
+    return Given(*nothing, beside=np.concatenate([known, latents], -1), image=features)
 
 
 def _encoded(engine, frames, dtype):
@@ -154,7 +177,13 @@ def _told(engine: Engine, request: Request, given: Given, texts: list[str], fram
     if request.negative is not None:
         null = np.full_like(rows, len(texts) - 1)
         null = {"text": text[null], "text_mask": mask[null]}
-    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null}
+    more = {
+        name: value for name, value in (("beside", given.beside), ("image", given.image)) if value is not None
+    }
+    if "beside" in more:
+        more["beside"] = np.pad(more["beside"], [(0, frames - len(given.mask))] + [(0, 0)] * 3)
+    more = {name: np.repeat(value[None], request.batch, 0) for name, value in more.items()}
+    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null, "more": more}
 
 
 def _answer(request: Request, frames):

@@ -107,7 +107,7 @@ def verify(target: pathlib.Path, files: list[str]) -> None:
 def _speaks_of(cases, file) -> str:
     """Which part references are of, by the names of their inputs."""
     given = {name for case in cases.values() for name in case["in"]}
-    for part, sign in (("dit", "context"), ("vae", "z2"), ("umt5", "ids")):
+    for part, sign in (("dit", "context"), ("vae", "z2"), ("umt5", "ids"), ("clip", "picture")):
         if sign in given:
             return part
     raise InputError(

@@ -41,10 +41,10 @@ def differences(
 ) -> Iterator[tuple[str, str, float, float]]:
     """``(case, what, largest difference, tolerance)`` for all outputs and for the taps that have a counterpart here.
 
-    part: 'dit', 'vae21', 'vae22' or 'umt5'. variables: the model's, {'params': ..., 'stats': ...}.
+    part: 'dit', 'vae21', 'vae22', 'umt5' or 'clip'. variables: the model's, {'params': ..., 'stats': ...}.
     Computed in float32 at the highest matmul precision. The tolerance of a tap is infinite: taps only tell where.
     """
-    run = {"dit": _dit, "umt5": _umt5}.get(part, _vae)
+    run = {"dit": _dit, "umt5": _umt5, "clip": _clip}.get(part, _vae)
     for case, told in cases.items():
         with jax.default_matmul_precision("highest"):
             outputs, taps = run(model, variables, case, told["in"])
@@ -120,6 +120,11 @@ def _umt5(model, variables, case, given):
     return {"y": y, "context512": np.pad(np.asarray(y), ((0, 0), (0, max(short, 0)), (0, 0)))[:, :512]}, taps
 
 
+def _clip(model, variables, case, given):
+    features, taps = _apply(model, {"params": variables["params"]}, _last(given["picture"]))
+    return {"features": features}, taps
+
+
 def _vae(model, variables, case, given):
     x = _last(given["x"])
     posterior, encoder = _apply(model, variables, x, method="encode")
@@ -172,6 +177,8 @@ _UMT5_TAPS = {"encoder.block.N.layer.0.SelfAttention": "blocks/out", "encoder.fi
 
 def _tap(part: str, name: str, taps, model):
     """The output of our module that stands for another one's, or None."""
+    if part == "clip":
+        return None
     if part in ("dit", "umt5"):
         number = re.search(r"(?<=block)s?\.(\d+)", name)
         known = _DIT_TAPS if part == "dit" else _UMT5_TAPS

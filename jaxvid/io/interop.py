@@ -78,6 +78,8 @@ def open_weights(path) -> Weights:
         if plain(key) in named:
             raise InputError(f"{path}: {key} is there twice, with a prefix and without; keep one")
         named[plain(key)] = array
+    if "embeddings.class_embedding" in named:  # newer files of an image tower leave its name out
+        named = {f"vision_model.{key}": array for key, array in named.items()}
     part = part_of(named)
     layout = layout_of(part, named)
     arrays = {rename(part, key, "diffusers") if layout == "original" else key: a for key, a in named.items()}

@@ -135,6 +135,27 @@ def umt5_leaves() -> list[Leaf]:
     ]
 
 
+def clip_leaves(layers: int) -> list[Leaf]:
+    """Those of `jaxvid.models.clip_vision.ClipVision` with so many layers, the last of which stands apart."""
+    at = "vision_model."
+    leaves = [
+        Leaf("whole", f"{at}embeddings.class_embedding"),
+        Leaf("patch_in", f"{at}embeddings.patch_embedding.weight", "conv"),
+        Leaf("places", f"{at}embeddings.position_embedding.weight"),
+        *_norm("norm", f"{at}pre_layrnorm"),
+        *_norm("last_norm", f"{at}post_layernorm"),
+    ]
+    for ours, number in (("blocks", "{}"), ("last", layers - 1)):
+        layer = f"{at}encoder.layers.{number}."
+        leaves += _norm(f"{ours}/norm", f"{layer}layer_norm1") + _norm(
+            f"{ours}/feed_norm", f"{layer}layer_norm2"
+        )
+        for part in ("q", "k", "v", "out"):
+            leaves += _dense(f"{ours}/{part}", f"{layer}self_attn.{part}_proj")
+        leaves += _dense(f"{ours}/up", f"{layer}mlp.fc1") + _dense(f"{ours}/down", f"{layer}mlp.fc2")
+    return leaves
+
+
 def vae_leaves(names: Iterable[str], residual: bool = False) -> list[Leaf]:
     """Those of a `jaxvid.models.video_vae.VideoVAE` of Wan's topology, for the names that its parameters have.
 
@@ -288,7 +309,7 @@ _VAE22 = [
     ),
     (r"decoder\.upsamples\.(\d+)\.upsamples\.3\.(.*)", r"decoder.up_blocks.\1.upsampler.\2"),
 ]
-_TABLES = {"dit": _DIT, "umt5": _UMT5, "vae21": _VAE21, "vae22": _VAE22}
+_TABLES = {"dit": _DIT, "umt5": _UMT5, "vae21": _VAE21, "vae22": _VAE22, "clip": []}
 PARTS = tuple(_TABLES)
 
 
@@ -318,6 +339,7 @@ _SIGNS = {  # a key that only the authors' layout has
     "umt5": re.compile(r"blocks\.\d+\.attn\."),
     "vae21": re.compile(r"decoder\.upsamples\.\d+\."),
     "vae22": re.compile(r"decoder\.upsamples\.\d+\."),
+    "clip": re.compile("$."),  # the authors' file of it is not read
 }
 
 
@@ -346,6 +368,8 @@ def part_of(keys: Iterable[str]) -> str:
         return "dit"
     if keys & {"shared.weight", "token_embedding.weight", "encoder.embed_tokens.weight"}:
         return "umt5"
+    if "vision_model.embeddings.class_embedding" in keys:
+        return "clip"
     if any(
         re.match(r"(decoder\.up_blocks\.\d+\.upsampler|decoder\.upsamples\.\d+\.upsamples)\.", key)
         for key in keys

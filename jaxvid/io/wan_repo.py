@@ -64,7 +64,8 @@ LICENCES = {
     "skyreels": "SkyReels-V2 Community License (not Apache-2.0: read it before you use or share these weights)",
 }
 _COMMON = {"solver": "unipc", "negative": NEGATIVE}
-_SUBFOLDERS = ("transformer", "vae", "text_encoder")
+_SUBFOLDERS = ("transformer", "vae", "text_encoder", "image_encoder")
+_AUTHORS_CLIP = "models_clip_"  # the authors' image tower with a text tower beside it: not read
 _CONFIG_BYTES = 1 << 20
 
 
@@ -128,7 +129,9 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     singles = [
         f
         for f in sorted(folder.iterdir())
-        if f.suffix in (".safetensors", ".pth", ".pt") and not (covered.match(f.name) and "-of-" in f.name)
+        if f.suffix in (".safetensors", ".pth", ".pt")
+        and not f.name.startswith(_AUTHORS_CLIP)
+        and not (covered.match(f.name) and "-of-" in f.name)
     ]
     return indices + singles
 
@@ -147,7 +150,15 @@ def _read_config(folder: pathlib.Path, part: str) -> dict[str, Any]:
     said = (
         str(config.get("_class_name") or config.get("model_type") or "") if isinstance(config, dict) else ""
     )
-    meant = "vae" if "Autoencoder" in said else "umt5" if "t5" in said.lower() else "dit"
+    meant = (
+        "vae"
+        if "Autoencoder" in said
+        else "umt5"
+        if "t5" in said.lower()
+        else "clip"
+        if "clip" in said
+        else "dit"
+    )
     return config if isinstance(config, dict) and meant == part else {}
 
 
@@ -199,6 +210,18 @@ def describe(part: Part, family: str = "wan21-1.3b") -> dict[str, Any]:
         sizes = dict(base=base, dec_base=shape("decoder.norm_out.gamma", 4)[0], z=z, residual=residual)
         patch = int((channels / 3) ** 0.5)
         return {"kind": "jaxvid.models.video_vae:VideoVAE", **sizes, "patch": patch, "norm_floor": 1e-24}
+    if weights.part == "clip":
+        width, _, patch, _ = shape("vision_model.embeddings.patch_embedding.weight", 4)
+        places = shape("vision_model.embeddings.position_embedding.weight", 2)[0]
+        sizes = dict(width=width, patch=patch, size=patch * round((places - 1) ** 0.5))
+        sizes |= dict(layers=_layers(arrays, r"vision_model\.encoder\.layers\.(\d+)\."))
+        sizes |= dict(hidden=shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0])
+        heads, act = config.get("num_attention_heads", 16), str(config.get("hidden_act", "gelu"))
+        if type(heads) is not int or heads < 1 or width % heads or act not in ("gelu", "quick_gelu"):
+            raise InputError(
+                f"{weights.source}: {heads!r} heads of {width} with {act!r} cannot be; correct its config.json"
+            )
+        return {"kind": "jaxvid.models.clip_vision:ClipVision", **sizes, "heads": heads, "act": act}
     width, taken, *_ = shape("patch_embedding.weight", 5)
     channels = shape("proj_out.weight", 2)[0] // 4
     heads = config.get("num_attention_heads") or config.get("num_heads") or max(1, width // 128)
@@ -249,6 +272,14 @@ def description(repo: Repo, sizes: list[list[int]] | None = None) -> dict[str, A
             *(["a tokenizer (tokenizer.json or spiece.model)"] if repo.tokenizer is None else []),
         ]
         raise InputError(f"a pipeline needs dit, vae, umt5 and a tokenizer; {', '.join(lack)} is missing")
+    image = "condition_embedder.image_embedder.norm1.weight" in repo.parts["dit"].weights.arrays
+    if image != ("clip" in repo.parts):
+        lack = (
+            "has no image_encoder in diffusers' layout"
+            if image
+            else "has an image_encoder that nothing asks for"
+        )
+        raise InputError(f"the download {lack}; give the repository whose name ends in -Diffusers")
     serves, defaults = FAMILIES[repo.family]
     dit = describe(repo.parts["dit"]) | {"whole_levels": True}
     return {
@@ -256,6 +287,7 @@ def description(repo: Repo, sizes: list[list[int]] | None = None) -> dict[str, A
             "kind": "jaxvid.models.text_to_video:TextToVideo",
             "dit": dit,
             "text_encoder": describe(repo.parts["umt5"]),
+            **({"image_encoder": describe(repo.parts["clip"])} if image else {}),
         },
         "vae": describe(repo.parts["vae"]),
         "process": {"kind": "jaxvid.diffusion.process:Process"},

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvid.nn.embed import LevelEmbed
-from jaxvid.nn.layers import Linear, RMSNorm, along, named, normalise
+from jaxvid.nn.layers import AffineNorm, Linear, RMSNorm, along, named, normalise
 from jaxvid.nn.patch import patchify, unpatchify
 from jaxvid.nn.rope import grid_positions, rotary_table, turn
 from jaxvid.ops import masks
@@ -24,19 +24,6 @@ from jaxvid.ops.attention import attention
 from jaxvid.types import Cond, InputError
 
 IMAGE_EPS = 1e-5  # of the norms around the image features; all others have the field's
-
-
-class AffineNorm(nn.Module):
-    """LayerNorm with scale and bias, statistics in two passes and float32."""
-
-    eps: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = self.param("scale", named(nn.initializers.ones, None), (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", named(nn.initializers.zeros, None), (x.shape[-1],), jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return (normalise(wide, self.eps) * along(scale, wide) + along(bias, wide)).astype(x.dtype)
 
 
 class TwoLinear(nn.Module):

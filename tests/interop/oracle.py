@@ -30,9 +30,10 @@ torch.set_grad_enabled(False)
 
 
 # ----------------------------------------------------------------------------- parameters, inputs
-def fill(module, seed):
+def fill(module, seed, prefix=""):
     """Non-trivial values everywhere (no zeros, no ones), so that every mapping error shows."""
     for name, p in module.named_parameters():
+        name = prefix + name.removeprefix(prefix)
         g = np.random.default_rng([seed, zlib.crc32(name.encode())])
         x = g.standard_normal(tuple(p.shape)).astype(np.float32)
         last = name.rsplit(".", 1)[-1]
@@ -598,6 +599,35 @@ def make_umt5(out, seed):
     )
 
 
+def make_clip(out, seed):
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    cfg = CLIPVisionConfig(
+        hidden_size=40,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    m = CLIPVisionModel._from_config(cfg, attn_implementation="eager")
+    fill(m, seed, "vision_model.")
+    x = draw(seed, "picture", (2, 3, 28, 28))
+    y = m(pixel_values=x, output_hidden_states=True).hidden_states[-2]
+    ref = Ref()
+    ref.case("picture", dict(picture=x), dict(features=y))
+    os.makedirs(out + "/diffusers")
+    m.save_pretrained(out + "/diffusers")
+    shapes = {
+        "vision_model." + k.removeprefix("vision_model."): list(p.shape) for k, p in m.named_parameters()
+    }
+    with open(out + "/keys.json", "w") as fh:
+        json.dump({"shapes": shapes, "original_to_diffusers": {}}, fh, indent=1)
+    np.savez(out + "/ref.npz", **ref)
+    return {"keys": len(shapes)}
+
+
 def make_tokenizer(out, seed):
     """A tiny unigram tokenizer in the on-disk form of UMT5 (spiece.model + tokenizer.json), with reference ids."""
     import random
@@ -662,6 +692,7 @@ MAKERS = dict(
     vae22=make_vae22,
     umt5=make_umt5,
     tokenizer=make_tokenizer,
+    clip=make_clip,
 )
 
 

@@ -22,6 +22,7 @@ KEPT = {
     "umt5": None,
     "vae": ("T1", "T9"),
     "vae22": ("T1", "T5"),
+    "clip": None,
 }
 LEFT_OUT = {"vae": ("z", "recon"), "vae22": ("z", "recon"), "umt5": ("context512",)}
 TAP = "low_variance/tap/blocks.0.norm1"
@@ -41,12 +42,33 @@ def reference(root: pathlib.Path, name: str) -> dict[str, np.ndarray]:
     return kept
 
 
-def pipeline(root: pathlib.Path) -> dict[str, np.ndarray]:
+def assemble_i2v(root: pathlib.Path) -> pathlib.Path:
+    """The tiny repository with the transformer that wants an image, and the image tower, in diffusers' layout."""
+    folder = root / "pipeline_i2v"
+    shutil.copytree(root / "pipeline_diffusers", folder)
+    shutil.rmtree(folder / "transformer")
+    shutil.copytree(root / "wan_i2v" / "diffusers", folder / "transformer")
+    shutil.copytree(root / "clip" / "diffusers", folder / "image_encoder")
+    (folder / "image_processor").mkdir()
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 28}, "resample": 3}
+    processor |= {"crop_size": {"height": 28, "width": 28}}
+    (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(processor))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": ["transformers", "CLIPVisionModel"]}
+    index |= {"image_processor": ["transformers", "CLIPImageProcessor"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def pipeline(root: pathlib.Path, image: bool = False) -> dict[str, np.ndarray]:
     """diffusers' own pipeline on a folder in its layout: five Euler steps from given noise."""
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
+    from PIL import Image
 
-    pipe = WanPipeline.from_pretrained(root)
+    pipe = (WanImageToVideoPipeline if image else WanPipeline).from_pretrained(root)
+    picture = np.random.default_rng(6).integers(0, 256, (32, 48, 3), np.uint8)
+    more = {"image": Image.fromarray(picture)} if image else {}
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     pipe.set_progress_bar_config(disable=True)
     noise = np.random.default_rng(5).standard_normal((1, 16, 3, 4, 6)).astype(np.float32)
@@ -59,6 +81,7 @@ def pipeline(root: pathlib.Path) -> dict[str, np.ndarray]:
         latents=torch.from_numpy(noise),
         output_type="latent",
         **size,
+        **more,
     ).frames
     mean, std = (
         torch.tensor(n).view(1, -1, 1, 1, 1)
@@ -72,6 +95,7 @@ def pipeline(root: pathlib.Path) -> dict[str, np.ndarray]:
         "latents": latents.numpy(),
         "video": video.numpy(),
     }
+    made |= {"picture": picture} if image else {}
     return made | {
         "prompt": np.asarray(PROMPT),
         "negative": np.asarray(NEGATIVE),
@@ -86,9 +110,9 @@ def make(root: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     for name, maker in oracle.MAKERS.items():
         maker(str(root / name), 0)
     oracle.assemble(str(root))
-    return {name: reference(root, name) for name in KEPT} | {
-        "pipeline": pipeline(root / "pipeline_diffusers")
-    }
+    made = {name: reference(root, name) for name in KEPT}
+    made["pipeline"] = pipeline(root / "pipeline_diffusers")
+    return made | {"pipeline_i2v": pipeline(assemble_i2v(root), image=True)}
 
 
 def differences(made) -> list[str]:

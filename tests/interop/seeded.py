@@ -45,6 +45,11 @@ NODES = {
         {"kind": "jaxvid.models.umt5:UMT5Encoder", "vocabulary": 96, "width": 48, "layers": 3}
         | {"heads": 2, "head": 16, "hidden": 64},
     ),
+    "clip": (
+        "clip",
+        {"kind": "jaxvid.models.clip_vision:ClipVision", "size": 28, "patch": 14, "width": 40}
+        | {"layers": 3, "heads": 4, "hidden": 64, "act": "gelu"},
+    ),
 }
 STATS = {"vae22": ([0.1, -0.2, 0.3, -0.4], [1.5, 0.7, 2.0, 1.1])}
 
@@ -68,7 +73,7 @@ def fill(key, shape, seed=0):
 
 
 def room(name):
-    """'dit', 'vae' or 'umt5'."""
+    """'dit', 'vae', 'umt5' or 'clip'."""
     part = NODES[name][0]
     return "vae" if part.startswith("vae") else part
 

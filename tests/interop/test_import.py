@@ -16,6 +16,7 @@ from jaxvid.io.interop import open_weights
 from jaxvid.io.lazy import from_array, open_safetensors, write_sharded
 from jaxvid.io.pth import write_pth
 from jaxvid.io.wan_repo import STATS
+from jaxvid.types import InputError
 from tests.interop.seeded import REFERENCES, foreign, stats
 
 pytest.importorskip("tokenizers")
@@ -33,9 +34,10 @@ def dump(path, value):
 
 
 def make_diffusers(root, dit="wan", dtype=None, shard=200_000):
-    for folder, name in {**FOLDERS, "transformer": dit}.items():
+    folders = {**FOLDERS, "transformer": dit} | ({"image_encoder": "clip"} if dit == "wan_i2v" else {})
+    for folder, name in folders.items():
         (root / folder).mkdir(parents=True)
-        stem = "model" if name == "umt5" else "diffusion_pytorch_model"
+        stem = "model" if name in ("umt5", "clip") else "diffusion_pytorch_model"
         write_sharded(
             root / folder, stem, stored(foreign(name), dtype if folder == "transformer" else None), shard
         )
@@ -45,6 +47,11 @@ def make_diffusers(root, dit="wan", dtype=None, shard=200_000):
     vae = {"_class_name": "AutoencoderKLWan", "latents_mean": mean, "latents_std": std}
     dump(root / "vae" / "config.json", vae)
     dump(root / "text_encoder" / "config.json", {"model_type": "umt5", "vocab_size": 96})
+    if "image_encoder" in folders:
+        dump(
+            root / "image_encoder" / "config.json",
+            {"model_type": "clip_vision_model", "num_attention_heads": 4},
+        )
     shutil.copytree(REFERENCES / "tokenizer", root / "tokenizer")
     (root / "LICENSE.txt").write_text(LICENCE)
     return root
@@ -123,44 +130,59 @@ def test_export_is_what_was_imported_bit_for_bit(root, bundle, layout, capsys):
     assert one == two
 
 
-def test_the_pipeline_is_the_original_one(bundle):
-    """Tokens, text encoder, guidance, five Euler steps and the decoder, from the noise of the reference: the same latents
-    and frames as diffusers' pipeline."""
+def sampled(pipe, reference):
+    """Latents that our parts make of a reference's prompt, image, noise and levels."""
     from jaxvid.diffusion import guidance
-    from jaxvid.pipeline import Pipeline
+    from jaxvid.run import _told
     from jaxvid.sampling.plan import together
     from jaxvid.sampling.sample import sample
     from jaxvid.sampling.solvers import by_name
 
-    with np.load(REFERENCES / "pipeline.npz") as file:
-        reference = dict(file)
-    pipe = Pipeline.load(bundle)
     engine = pipe.engine
     prompt, negative = (str(reference[name]) for name in ("prompt", "negative"))
-    text, mask = engine.text([prompt, negative], "float32")
+    image = {"image": reference["picture"]} if "picture" in reference else {}
+    run = pipe.prepare(prompt, negative=negative, seconds=9 / 16, **image)
+    told = _told(engine, run.request, run.given, [prompt, negative], 3)
     model = engine.model.clone(dit=engine.model.dit.clone(whole_levels=False))
     params = engine.weights("params")
 
     def network(x, t, cond, memory):
         return model.apply({"params": params}, x, t, cond, memory)
 
-    cond, null = (
-        {"text": jnp.asarray(text[i])[None, None], "text_mask": jnp.asarray(mask[i])[None, None]}
-        for i in (0, 1)
-    )
-    denoise = guidance.classifier_free(
-        guidance.doubled(engine.process, network, cond, null), reference["guidance"]
-    )
-    noise = jnp.asarray(np.moveaxis(reference["noise"], 1, -1))
+    cond = {name: told[name] for name in ("text", "text_mask", "span")} | told["more"]
+    cond = jax.tree.map(jnp.asarray, cond)
+    null = jax.tree.map(jnp.asarray, told["null"])
+    pair = guidance.doubled(engine.process, network, cond, null)
+    denoise = guidance.classifier_free(pair, reference["guidance"])
     times = np.concatenate([[1.0], reference["sigmas"]]).astype(np.float32)
-    run = jax.jit(lambda x: sample(denoise, by_name("euler"), together(5, 3), times, x))
+    noise = jnp.asarray(np.moveaxis(reference["noise"], 1, -1))
+    return np.asarray(jax.jit(lambda x: sample(denoise, by_name("euler"), together(5, 3), times, x))(noise))
+
+
+@pytest.mark.parametrize("name", ["pipeline", "pipeline_i2v"])
+def test_the_pipeline_is_the_original_one(root, bundle, name):
+    """Tokens, text encoder, image encoder, guidance, five Euler steps and the decoder, from the noise of the reference: the
+    same latents and frames as diffusers' pipelines."""
+    from jaxvid.pipeline import Pipeline
+
+    with np.load(REFERENCES / f"{name}.npz") as file:
+        reference = dict(file)
+    if name == "pipeline_i2v":
+        source, bundle = make_diffusers(root / "i2v", "wan_i2v"), root / "i2v_bundle"
+        main.dispatch(["import", str(source), "--to", str(bundle), "--size", "32x48"])
+    pipe = Pipeline.load(bundle)
     with jax.default_matmul_precision("highest"):
-        latents = np.asarray(run(noise))
+        latents = sampled(pipe, reference)
     np.testing.assert_allclose(np.moveaxis(latents, -1, 1), reference["latents"], atol=1e-3)
     clip = pipe.decode(latents[0])
     theirs = np.moveaxis(reference["video"][0], 0, -1)
     assert clip.frames.shape == (9, 32, 48, 3)
     assert np.abs(clip.frames / 127.5 - 1 - theirs).max() < 1.5 / 127.5
+    if name == "pipeline_i2v":
+        made = pipe("a cat runs", seconds=9 / 16, steps=1, guidance=1, image=reference["picture"])
+        assert np.isfinite(made.latents).all() and made.latents.shape == (3, 4, 6, 16)
+        with pytest.raises(InputError, match="give image"):
+            pipe("a cat runs", seconds=9 / 16)
 
 
 def test_a_pipeline_runs_saves_and_keeps_an_image(bundle, root):
@@ -195,6 +217,22 @@ def test_bfloat16_is_kept_and_forced_frames_go_on(root):
     clip = pipe("a cat runs", seconds=125 / 24, steps=1, guidance=1)
     assert len(clip) == 125 and clip.recipe["method"] == "rollout"
     assert np.isfinite(clip.latents).all() and clip.latents.shape[0] == 32
+
+
+def test_weights_go_leaf_by_leaf_to_where_the_mesh_says(bundle):
+    from jaxvid.imports import abstract, described, place, stored_part
+    from jaxvid.config import SAFE, build
+    from jaxvid.io.weights import flatten
+    from jaxvid.sharding import make_mesh, params_sharding
+
+    networks, _, whole = described(bundle)
+    arrays = stored_part(bundle, "dit", whole)
+    where = params_sharding(make_mesh(), abstract("dit", build(networks["dit"], SAFE)))
+    placed, where = flatten(place(arrays, where)), flatten(where)
+    assert set(placed) == set(arrays) == set(where)
+    for name, value in placed.items():
+        assert value.sharding.is_equivalent_to(where[name], value.ndim)
+        np.testing.assert_array_equal(value, arrays[name].read())
 
 
 def test_verify_prints_and_fails(root, bundle, capsys, tmp_path):

@@ -25,6 +25,8 @@ def test_keys_and_shapes_are_those_of_the_original_implementation(name):
     for original, diffusers in KEYS[name]["original_to_diffusers"].items():
         assert rename(part, original, "diffusers") == diffusers
         assert rename(part, diffusers, "original") == original
+    if name == "clip":  # of which the authors' layout is not read
+        return
     for layout, keys in zip(LAYOUTS, (set(ours), set(KEYS[name]["original_to_diffusers"])), strict=True):
         assert part_of(keys) == part and layout_of(part, keys) == layout
 
