@@ -130,7 +130,8 @@ def _vae(model, variables, case, given):
     posterior, encoder = _apply(model, variables, x, method="encode")
     rebuilt, decoder = _apply(model, variables, posterior.mean, method="decode")
     decode = jax.jit(lambda v, z: model.apply(v, z, method="from_latents"))
-    z = (posterior.mean - variables["stats"]["mean"]) / variables["stats"]["std"]
+    mean, std = (np.asarray(variables["stats"][name]) for name in ("mean", "std"))
+    z = (np.asarray(posterior.mean) - mean) / std
     outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "z": z, "recon": rebuilt}
     z2 = _last(given["z2"])
     outputs["decoded_z2"] = decode(variables, z2)

@@ -115,7 +115,7 @@ def open_repo(path, family: str | None = None) -> Repo:
         (p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "spiece.model"))), None
     )
     licence = next((p for p in sorted(root.glob("LICEN[CS]E*")) if p.is_file()), None)
-    return Repo(parts, tokenizer, licence, family or _family(parts))
+    return Repo(parts, tokenizer, licence, family or _family(parts, str(path.resolve())))
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -162,11 +162,13 @@ def _read_config(folder: pathlib.Path, part: str) -> dict[str, Any]:
     return config if isinstance(config, dict) and meant == part else {}
 
 
-def _family(parts: Mapping[str, Part]) -> str:
+def _family(parts: Mapping[str, Part], path: str) -> str:
+    """Told by keys and config, and by the path: SkyReels-V2 14B differs from Wan's by nothing but its name and licence."""
     if "dit" not in parts:
         return "wan21-1.3b"
     arrays, config = parts["dit"].weights.arrays, parts["dit"].config
-    if "fps_embedding.weight" in arrays or "SkyReels" in str(config.get("_class_name")):
+    said = f"{path} {config.get('_class_name')}".lower()
+    if "fps_embedding.weight" in arrays or "skyreels" in said or "inject_sample_info" in config:
         return "skyreels"
     width, channels = arrays["patch_embedding.weight"].shape[:2]
     return "wan22-5b" if channels == 48 else "wan21-14b" if width > 2048 else "wan21-1.3b"
