@@ -2,6 +2,7 @@
 # make demo    a minute of video from a story, on a fresh machine      make setup   just the environment
 # make test    the whole fast suite                                    make check   what CI asks: format, lint, types, tests
 # make kernels the tests that need an accelerator                      make clean   away with the environment and the caches
+# make interop the reference weights of Wan and SkyReels-V2 once more, in torch, and what is held against them
 PYTHON ?= python3
 VENV ?= .venv
 # Two cores share two workers well; on a larger machine: make test WORKERS=8
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PINS = $(wildcard constraints/py$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 INSTALL = $(BIN)/python -m pip install -q --no-input --disable-pip-version-check $(addprefix -c ,$(PINS))
 
-.PHONY: demo setup test smoke check kernels clean
+.PHONY: demo setup test smoke check kernels interop clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -36,6 +37,10 @@ check: $(VENV)/.installed-dev
 kernels: $(VENV)/.installed-test
 	JAX_PLATFORMS=$${JAX_PLATFORMS-} $(BIN)/python -m pytest -q tests/ops tests/pallas_kernels $(PYTEST_ARGS)
 
+interop: $(VENV)/.installed-interop
+	$(BIN)/python -m tests.interop.references --check
+	$(BIN)/python -m pytest -q tests/interop tests/io/test_pth.py tests/data/test_tokens.py $(PYTEST_ARGS)
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
@@ -51,7 +56,8 @@ $(BIN)/pip:
 $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-test: EXTRAS = [test]
 $(VENV)/.installed-dev: EXTRAS = [dev]
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/pip
+$(VENV)/.installed-interop: EXTRAS = [test,interop]
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-interop: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/pip
 	@echo "jaxvid: installing .$(EXTRAS) into $(VENV) (about 1 GB, a minute or two the first time)"
 	@$(INSTALL) -e '.$(EXTRAS)' || { \
 	  echo "jaxvid: the installation failed, see above. Without a network, point pip at a folder of wheels:"; \

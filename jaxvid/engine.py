@@ -33,9 +33,21 @@ class Engine:
       steady: seconds that one unit of a stage takes once compiled, from the last run.
     """
 
-    def __init__(self, model, vae, process, params, variables, text_length: int):
+    def __init__(
+        self,
+        model,
+        vae,
+        process,
+        params,
+        variables,
+        text_length: int,
+        tokenize=encode_text,
+        keep: bool = False,
+    ):
+        """``tokenize(text, length) -> int32 [length]``; ``keep``: the model's weights stay in the dtype that they have."""
         self.model, self.vae, self.process, self.text_length = model, vae, process, text_length
-        self.params = restore_into(self._abstract_params(), params, "the model's weights")
+        self.tokenize = tokenize
+        self.params = restore_into(self._abstract_params(), params, "the model's weights", keep)
         self.variables = restore_into(self._abstract_variables(), variables, "the autoencoder's weights")
         self.executables, self.steady = stages.Executables(), {}
         self._on_device: dict[str, Any] = {}
@@ -45,6 +57,10 @@ class Engine:
         x = jax.ShapeDtypeStruct((1, 1, *self._least(), self.vae.z), jnp.float32)
         t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
+        if self.beside:
+            cond["beside"] = jax.ShapeDtypeStruct((*x.shape[:4], self.beside), jnp.float32)
+        if self.image_side:
+            cond["picture"] = jax.ShapeDtypeStruct((1, self.image_side, self.image_side, 3), jnp.float32)
 
         def init(x, t, cond):
             return self.model.init(jax.random.key(0), x, t, cond)["params"]
@@ -61,6 +77,16 @@ class Engine:
         """The smallest height and width of latents that the network's patches divide."""
         patch = getattr(getattr(self.model, "dit", self.model), "patch", (1, 1, 1))
         return patch[1], patch[2]
+
+    @property
+    def beside(self) -> int:
+        """Channels that tell the network of a first image, beside the latents; 0: such an image is given as a frame."""
+        return getattr(getattr(self.model, "dit", self.model), "beside", 0)
+
+    @property
+    def image_side(self) -> int:
+        """Side of the pictures that the network's image encoder looks at; 0: it has none."""
+        return getattr(getattr(self.model, "image_encoder", None), "size", 0)
 
     def weights(self, which: str) -> Any:
         """'params' or 'variables' where the computing is done; put there once."""
@@ -91,10 +117,18 @@ class Engine:
         rows = 1 << (len(texts) - 1).bit_length()
         tokens = np.zeros((1, rows, self.text_length), np.int32)
         for row, text in enumerate(texts):
-            tokens[0, row] = encode_text(text, self.text_length)
+            tokens[0, row] = self.tokenize(text, self.text_length)
         function = stages.encode_text(self.variant("model", dtype))
         made = self.call("text", dtype, function, (self.weights("params"), tokens), rows)
         return np.asarray(made["text"])[0], np.asarray(made["text_mask"])[0]
+
+    def image(self, image, dtype: str) -> np.ndarray:
+        """Features [L, E] of a first image, uint8 [H, W, 3]: its middle square, as the image encoder sees it."""
+        from jaxvid.data.images import middle_square
+
+        function = stages.encode_image(self.variant("model", dtype))
+        picture = middle_square(image, self.image_side)[None]
+        return np.asarray(self.call("image", dtype, function, (self.weights("params"), picture)))[0]
 
     # Frames to latents; for the way back see `Decoder`
 
@@ -166,6 +200,10 @@ class Engine:
                 "text_mask": told["text_mask"],
                 "span": told["span"][:, here],
                 "given": known,
+                **{
+                    name: value[:, here] if name == "beside" else value
+                    for name, value in told.get("more", {}).items()
+                },
             }
             null = None if told["null"] is None else {**cond, **told["null"]}
             said = jax.tree.map(jnp.asarray, {"cond": cond, "null": null, "value": value})

@@ -39,15 +39,21 @@ class Pipeline:
       serves: sizes, rates and the greatest length that may be asked for. defaults: what a call takes when not told.
     """
 
-    def __init__(self, spec: Mapping[str, Any], params, variables, card: str = ""):
-        self.spec, self.card, self._kept = dict(spec), card, []
+    def __init__(self, spec: Mapping[str, Any], params, variables, card: str = "", folder=None):
+        self.spec, self.card, self.folder, self._kept = dict(spec), card, folder, []
         self.serves, self.defaults = dict(spec["serves"]), dict(spec["defaults"])
         for name in ("window", "overlap", "context"):  # a training config may write these among the defaults
             if name in self.defaults:
                 self.serves.setdefault(name, self.defaults.pop(name))
         self.text_length = int(spec["text_length"])
         model, vae, process = (build(spec[part], SAFE) for part in ("model", "vae", "process"))
-        self.engine = Engine(model, vae, process, params, variables, self.text_length)
+        more = {}
+        if spec.get("tokenizer"):
+            from jaxvid.data.tokens import load_tokenizer
+
+            more["tokenize"] = load_tokenizer(pathlib.Path(folder or ".", "tokenizer"))
+        keep = "imported" in spec
+        self.engine = Engine(model, vae, process, params, variables, self.text_length, keep=keep, **more)
 
     # Coming and going
 
@@ -67,7 +73,8 @@ class Pipeline:
             raise InputError(f"checkpoint {path} is a file; give the directory of a bundle or a training run")
         if is_bundle(path):
             card = path / "README.md"
-            return cls(*load_bundle(path), card=card.read_text(encoding="utf-8") if card.is_file() else "")
+            card = card.read_text(encoding="utf-8") if card.is_file() else ""
+            return cls(*load_bundle(path), card=card, folder=path)
         if (path / "config.json").is_file():
             return cls(*_load_run(path))
         raise InputError(
@@ -77,9 +84,10 @@ class Pipeline:
     def save(self, path, *, dtype: str | None = None, card: str | None = None) -> pathlib.Path:
         """Writes a bundle: a directory that `load` reads anywhere. ``dtype='bfloat16'`` halves it."""
         params, variables = self.engine.params, self.engine.variables
-        return save_bundle(
-            path, self.spec, params, variables, dtype=dtype, card=self.card if card is None else card
-        )
+        card = self.card if card is None else card
+        own = [] if self.folder is None else sorted(pathlib.Path(self.folder).glob("LICEN[CS]E*"))
+        own += [pathlib.Path(self.folder, "tokenizer")] if self.spec.get("tokenizer") else []
+        return save_bundle(path, self.spec, params, variables, dtype=dtype, card=card, beside=own)
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.engine.params)) / 1e6
@@ -201,7 +209,7 @@ class Pipeline:
             **{name: options.get(name) for name in OPTIONS},
             serves=self.serves,
             defaults=self.defaults,
-            text_length=self.text_length,
+            text_length=int(self.spec.get("text_bytes", self.text_length)),
             solvers=stages.SOLVERS,
         )
         size = request.height, request.width

@@ -119,6 +119,7 @@ def make_request(
         )
     if method is None:
         method = defaults.get("method", "oneshot")
+    negative = defaults.get("negative") if negative is None else negative
     solver = defaults.get("solver", "euler") if solver is None else solver
     return Request(
         stories=stories,

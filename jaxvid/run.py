@@ -48,6 +48,8 @@ class Given:
     mask: Any  # bool [F]
     first: int = 0  # place in the result of the frame that the first latent stands for
     before: Any = None  # uint8 [n, H, W, 3], the video to extend
+    beside: Any = None  # float32 [F, h, w, N], what tells a network that asks for it of a first image
+    image: Any = None  # float32 [L, E], features of that image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ def encode_given(
 ) -> Given:
     """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
     alone) and whose last one is that of a frame in the middle of things."""
+    if engine.beside:
+        return _told_beside(engine, request, image, last_image, video)
     n, context = engine.vae.time_factor, 0
     before = 0 if video is None else len(video)
     if before:
@@ -85,6 +89,25 @@ def encode_given(
     return Given(latents, mask, first, video)
 
 
+def _told_beside(engine: Engine, request: Request, image, last_image, video) -> Given:
+    """What a network is told of its first image in channels beside the latents: where it is known (a channel per frame
+    that a latent stands for), and the latents of a video that begins with it and is grey from then on."""
+    if image is None or last_image is not None or video is not None:
+        raise InputError(
+            "this checkpoint makes videos from a first image: give image, and no last_image or video"
+        )
+    if request.method != "oneshot":
+        raise InputError("this checkpoint sees its first image in every window; use method='oneshot'")
+    grey = np.full((request.frames, *image.shape), 127.5, np.float32)
+    grey[0] = image
+    latents = _encoded(engine, grey, request.dtype)
+    known = np.zeros((*latents.shape[:3], engine.beside - latents.shape[-1]), np.float32)
+    known[0] = 1
+    features = engine.image(image, request.dtype) if engine.image_side else None
+    nothing = np.zeros_like(latents), np.zeros(len(latents), bool)
+    return Given(*nothing, beside=np.concatenate([known, latents], -1), image=features)
+
+
 def _encoded(engine, frames, dtype):
     return np.concatenate([latents for latents, _ in engine.encode([frames], dtype)])
 
@@ -100,7 +123,10 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     texts += [] if request.negative is None else [request.negative]
     yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     count = len(given.mask)
-    whole = -(-count // stages.CHUNK) * stages.CHUNK
+    multiple = int(
+        serves.get("multiple", stages.CHUNK)
+    )  # weights from elsewhere know no frames beyond the last
+    whole = -(-count // multiple) * multiple
     window, overlap = engine.window(request, whole, *_windows(serves))
     whole = window + -(-(whole - window) // (window - overlap)) * (window - overlap)
     told = _told(engine, request, given, texts, whole)
@@ -115,7 +141,7 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
             continue
         kept.append(new[:, : count - place])
         for i in range(0, min(new.shape[1], count - place), stages.CHUNK):
-            piece = new[:, i : i + stages.CHUNK]
+            piece = padded(new[:, i : i + stages.CHUNK])
             if not decoder.ready(piece):
                 yield Event("decode", at, request.frames, "frames", "compiling")
             # frames of the given video are there already
@@ -151,7 +177,13 @@ def _told(engine: Engine, request: Request, given: Given, texts: list[str], fram
     if request.negative is not None:
         null = np.full_like(rows, len(texts) - 1)
         null = {"text": text[null], "text_mask": mask[null]}
-    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null}
+    more = {
+        name: value for name, value in (("beside", given.beside), ("image", given.image)) if value is not None
+    }
+    if "beside" in more:
+        more["beside"] = np.pad(more["beside"], [(0, frames - len(given.mask))] + [(0, 0)] * 3)
+    more = {name: np.repeat(value[None], request.batch, 0) for name, value in more.items()}
+    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null, "more": more}
 
 
 def _answer(request: Request, frames):

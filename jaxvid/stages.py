@@ -69,6 +69,16 @@ def encode_text(model) -> Callable:
     return run
 
 
+def encode_image(model) -> Callable:
+    """``(params, uint8 [B, S, S, 3]) -> features [B, L, E]`` of a first image, for networks that ask for them."""
+
+    def run(params, picture):
+        x = picture.astype(jnp.float32) / 127.5 - 1
+        return model.apply({"params": params}, x, method="encode_image")
+
+    return run
+
+
 def encode_pixels(vae, first: bool) -> Callable:
     """``(variables, uint8 [B, T, H, W, 3], memory) -> (latents, memory)``: one chunk of a video."""
 

@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "jaxvid.stages": "jaxvid",
     "jaxvid.engine": "jaxvid",
     "jaxvid.run": "jaxvid",
+    "jaxvid.imports": "jaxvid",
+    "jaxvid.exports": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
     "jaxvid.cli": "jaxvid",
     "configs": "jaxvid",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ COMMANDS = {
     "reconstruct": "send a video through the autoencoder and measure what is lost",
     "decode": "turn kept latents into a video",
     "read": "read a video of the shapes world: what is seen in every second, as JSON",
+    "import": "bring open weights of Wan or SkyReels-V2 here",
+    "export": "write imported weights back in diffusers' layout or the authors'",
     "doctor": "show devices, versions, memory and codecs",
 }
 
@@ -90,7 +93,7 @@ def dispatch(argv: list[str]) -> None:
         near = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
         raise InputError(f"no command {command[:40]!r}; {hint}")
-    module = importlib.import_module(f"jaxvid.cli.{command}")
+    module = importlib.import_module(f"jaxvid.cli.{command + '_' * keyword.iskeyword(command)}")
     if command == "train":  # absl reads this command's flags, for the sake of --config.x=y
         module.main(["jaxvid train", *rest])
         return

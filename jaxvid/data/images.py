@@ -58,10 +58,17 @@ def _plain(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def fit(pixels: np.ndarray, height: int, width: int, aspect: float = 1.0) -> np.ndarray:
+def middle_square(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle of uint8 ``[H, W, 3]`` as ``[side, side, 3]``, bicubic: how image encoders are shown pictures."""
+    return fit(pixels, side, side, how=Image.Resampling.BICUBIC)
+
+
+def fit(
+    pixels: np.ndarray, height: int, width: int, aspect: float = 1.0, how: int = Image.Resampling.LANCZOS
+) -> np.ndarray:
     """Resize uint8 ``[H, W, 3]`` and crop its centre so that it fills ``[height, width, 3]`` exactly.
 
-    Antialiased (Lanczos), in one step from the largest centred box of the wanted shape. `aspect` is the shape
+    Antialiased (`how`), in one step from the largest centred box of the wanted shape. `aspect` is the shape
     of a pixel, its width over its height.
     """
     rows, columns = pixels.shape[:2]
@@ -71,5 +78,5 @@ def fit(pixels: np.ndarray, height: int, width: int, aspect: float = 1.0) -> np.
     box_height, box_width = scale * height, scale * width / aspect
     top, left = (rows - box_height) / 2, (columns - box_width) / 2
     box = (max(left, 0), max(top, 0), min(left + box_width, columns), min(top + box_height, rows))
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    image = Image.fromarray(pixels).resize((width, height), how, box=box)
     return np.asarray(image)

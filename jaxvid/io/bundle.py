@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from jaxvid.config import from_json, to_json
+from jaxvid.io.lazy import load_mapped
 from jaxvid.io.weights import load_weights, save_weights
 from jaxvid.types import InputError
 
@@ -36,7 +37,7 @@ def is_bundle(path) -> bool:
 
 
 def save_bundle(
-    path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = ""
+    path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = "", beside=()
 ) -> pathlib.Path:
     """Writes a bundle aside and renames it to ``path``; a bundle that was there is replaced, anything else is refused.
 
@@ -47,6 +48,7 @@ def save_bundle(
       vae: tree ``{'params', 'stats'}`` of the autoencoder.
       dtype: type of the floats in the files, such as 'bfloat16'; by default as they are. Statistics stay float32.
       card: text of the README.
+      beside: files and folders that are copied into it, such as a tokenizer's.
     """
     path = pathlib.Path(path)
     missing = [key for key in NEEDED if key not in spec]
@@ -67,6 +69,8 @@ def save_bundle(
         save_weights(part / MODEL, params, metadata={"format": FORMAT})
         save_weights(part / VAE, vae, metadata={"format": FORMAT})
         (part / CARD).write_text(card or _card(spec), encoding="utf-8")
+        for extra in beside:
+            (shutil.copytree if extra.is_dir() else shutil.copyfile)(extra, part / extra.name)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(part, 0o777 & ~mask)  # mkdtemp made it private
@@ -79,7 +83,8 @@ def save_bundle(
 def load_bundle(path) -> tuple[dict[str, Any], Any, Any]:
     """``(spec, params, vae)`` of a bundle: plain data and trees of arrays, nothing built yet. Raises `InputError`."""
     spec = load_spec(path)
-    return spec, load_weights(pathlib.Path(path, MODEL)), load_weights(pathlib.Path(path, VAE))
+    read = load_mapped if "imported" in spec else load_weights  # imported weights may be larger than memory
+    return spec, read(pathlib.Path(path, MODEL)), read(pathlib.Path(path, VAE))
 
 
 def load_spec(path) -> dict[str, Any]:

@@ -143,8 +143,24 @@ def load_shapes(path: str | os.PathLike[str]) -> dict[str, jax.ShapeDtypeStruct]
         return {k: jax.ShapeDtypeStruct(s, d) for k, (d, s, _, _) in _header(file, path)[0].items()}
 
 
-def restore_into(abstract_tree: Any, flat: Mapping[str, Any], source: str = "the weights") -> Any:
-    """Puts loaded arrays (flat or nested) into a tree of this structure, cast to its floating dtypes.
+def load_layout(
+    path: str | os.PathLike[str],
+) -> tuple[int, dict[str, tuple[np.dtype, tuple[int, ...], int, int]]]:
+    """Where the data of a safetensors file starts; of each array dtype, shape, first and last byte from there."""
+    with _open(path) as file:
+        entries, _ = _header(file, path)
+        return file.tell(), entries
+
+
+def dtype_name(dtype: Any) -> str:
+    """What safetensors calls a dtype."""
+    return _NAMES[np.dtype(dtype)]
+
+
+def restore_into(
+    abstract_tree: Any, flat: Mapping[str, Any], source: str = "the weights", keep: bool = False
+) -> Any:
+    """Puts loaded arrays (flat or nested) into a tree of this structure, cast to its floating dtypes unless ``keep``.
 
     Every leaf must find an array of its shape and every array a leaf: anything below 100 % is an InputError that
     counts what matched and lists what is missing, unused or of another shape, with the closest candidates.
@@ -174,7 +190,7 @@ def restore_into(abstract_tree: Any, flat: Mapping[str, Any], source: str = "the
         said += [f"and {left} more"] if left else []
         raise InputError("; ".join(said) + "; use the config that these weights were made with")
     cast = {
-        k: np.asarray(flat[k]).astype(v.dtype) if flat[k].dtype != v.dtype else flat[k]
+        k: np.asarray(flat[k]).astype(v.dtype) if flat[k].dtype != v.dtype and not keep else flat[k]
         for k, v in wanted.items()
     }
     leaves, structure = jax.tree_util.tree_flatten_with_path(flax.core.meta.unbox(abstract_tree))

@@ -72,6 +72,19 @@ class RMSNorm(nn.Module):
         return (unit * along(scale, wide)).astype(x.dtype)
 
 
+class AffineNorm(nn.Module):
+    """LayerNorm with scale and bias, statistics in two passes and float32."""
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        scale = self.param("scale", named(nn.initializers.ones, None), (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", named(nn.initializers.zeros, None), (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return (normalise(wide, self.eps) * along(scale, wide) + along(bias, wide)).astype(x.dtype)
+
+
 class FeedForward(nn.Module):
     """Linear, GELU, Linear."""
 

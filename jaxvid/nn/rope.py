@@ -19,17 +19,19 @@ def split_axes(head_width: int) -> tuple[int, int, int]:
     return head_width - 2 * side, side, side
 
 
-def rotary_table(positions: Real[np.ndarray, "L 3"], head_width: int, theta: float = 100.0) -> np.ndarray:
+def rotary_table(
+    positions: Real[np.ndarray, "L 3"], head_width: int, theta: float = 100.0, dtype=np.float32
+) -> np.ndarray:
     """Angles [L, head_width / 2] for integer (frame, row, column) positions.
 
     ``theta`` is small because a window is: the slowest channel turns once in a few hundred positions.
-    Computed in float64 and rounded once.
+    Computed in float64 and rounded once, to ``dtype``.
     """
     angles = []
     for axis, channels in enumerate(split_axes(head_width)):
         rates = theta ** (-np.arange(channels // 2) / max(channels // 2, 1))
         angles.append(np.asarray(positions, np.float64)[:, axis : axis + 1] * rates)
-    return np.concatenate(angles, -1).astype(np.float32)
+    return np.concatenate(angles, -1).astype(dtype)
 
 
 def grid_positions(frames: int, rows: int, columns: int, first_frame: int = 0) -> np.ndarray:
@@ -40,7 +42,12 @@ def grid_positions(frames: int, rows: int, columns: int, first_frame: int = 0) -
 
 def rotate(x: Float[Array, "B L H K"], angles) -> Float[Array, "B L H K"]:
     """Turns neighbouring pairs of channels by ``angles [L, K/2]``, in float32."""
-    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    return turn(x, jnp.cos(angles), jnp.sin(angles))
+
+
+def turn(x: Float[Array, "B L H K"], cos, sin) -> Float[Array, "B L H K"]:
+    """`rotate` by cosines and sines [L, K/2] that are known already (where float32 angles are too coarse)."""
+    cos, sin = cos[None, :, None, :], sin[None, :, None, :]
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     even, odd = wide[..., 0::2], wide[..., 1::2]
     turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
