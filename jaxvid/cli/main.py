@@ -22,6 +22,7 @@ from jaxvid.types import InputError
 COMMANDS = {
     "demo": "make a minute of video from a built-in story and let the reader judge it",
     "generate": "make a video from a sentence or a story",
+    "methods": "list the ways to generate: what they need, cost, and where they come from",
     "train": "train from a config file (the same as python -m experiments.run)",
     "info": "tell what a checkpoint is and serves",
     "reconstruct": "send a video through the autoencoder and measure what is lost",
