@@ -22,6 +22,7 @@ from jaxvid.types import Array, Cond, Denoiser, InputError, Memory, Network
 
 Pair = Callable[..., tuple[tuple[Array, Array], Memory]]
 Scheme = tuple[tuple[float, float], ...]
+Interval = tuple[float | Array, float | Array]  # may be traced
 
 
 def doubled(process: Process, network: Network, cond: Cond, null: Cond | None = None) -> Pair:
@@ -58,7 +59,7 @@ def two(told: Denoiser, untold: Denoiser) -> Pair:
     return pair
 
 
-def classifier_free(pair: Pair, scale: float | Array, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
+def classifier_free(pair: Pair, scale: float | Array, interval: Interval = (0.0, 1.0)) -> Denoiser:
     """v = c + (scale - 1)(c - u) on frames with `interval[0] < t <= interval[1]`, c elsewhere.
 
     Ref: Ho & Salimans, arXiv 2207.12598; interval: Kynkaanniemi et al., arXiv 2404.07724.
@@ -74,7 +75,7 @@ def classifier_free(pair: Pair, scale: float | Array, interval: tuple[float, flo
 def apg(
     pair: Pair,
     scale: float | Array,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Interval = (0.0, 1.0),
     *,
     parallel: float = 0.0,
     largest: float = 15.0,
@@ -100,7 +101,7 @@ def apg(
 def cfg_zero_star(
     pair: Pair,
     scale: float | Array,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Interval = (0.0, 1.0),
     *,
     schedule: Schedule = RectifiedFlow(),
 ) -> Denoiser:
@@ -206,7 +207,7 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a * b, axis=tuple(range(2, a.ndim)), keepdims=True)
 
 
-def _strength(scale: float | Array, interval: tuple[float, float], t: Array, x: Array) -> Array:
+def _strength(scale: float | Array, interval: Interval, t: Array, x: Array) -> Array:
     """scale - 1 on frames inside the interval, else 0; `scale` is a number or [B]."""
     scale = jnp.asarray(scale, x.dtype)
     scale = scale[:, None] if scale.ndim == 1 else scale

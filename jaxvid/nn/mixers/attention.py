@@ -2,10 +2,14 @@
 """Attention over all tokens of all frames: the DiT baseline, and its causal form with a memory of frames.
 
 The causal form lets a frame look at its own block of frames and at earlier ones, at most ``window`` frames
-back. Its memory is a queue of the last ``window`` frames' keys (not yet rotated) and values: rotary
-positions are relative, so the queue needs no absolute time.
+back, and at the first ``sink`` frames of the video however far they are. Its memory is a queue of the last
+``window`` frames' keys (not yet rotated) and values, and those of the sink: rotary positions are relative, so only
+the sink needs to know how much time has passed.
 
-Ref: DiT, arXiv:2212.09748. Cached causal video diffusion: Ca2-VDM, arXiv:2411.16375.
+A frame that has left the queue still acts through frames that saw it: chunks with memory are the whole video under
+the banded mask, not a shorter video.
+
+Ref: DiT, arXiv:2212.09748. Cached causal video diffusion: Ca2-VDM, arXiv:2411.16375. Sink: arXiv:2309.17453.
 """
 
 from __future__ import annotations
@@ -22,24 +26,30 @@ from jaxvid.types import InputError
 
 
 class Attention(nn.Module):
-    """Full space-time attention. ``causal`` works in blocks of ``block`` frames and looks ``window`` frames back."""
+    """Full space-time attention. ``causal`` works in blocks of ``block`` frames and looks ``window`` frames back, and at the
+    first ``sink`` frames."""
 
     head: int = 32
     causal: bool = False
     block: int = 1
     window: int | None = None
+    sink: int = 0
 
     @nn.nowrap
     def init_memory(self, batch: int, grid: tuple[int, int], width: int):
-        """{'k', 'v': [B, window * tokens, heads, K], 'frames': int32, how many of them are real}, or None."""
+        """{'k', 'v': [B, window * tokens, heads, K], 'frames': int32, how many of them are real}, or None.
+
+        With a sink also {'sink_k', 'sink_v': [B, sink * tokens, heads, K]}, and 'frames' counts all frames so far.
+        """
         if not self.causal:
             return None
         if self.window is None:
             raise InputError(
                 "causal attention without a window has no memory of constant size; give window=frames"
             )
-        shape = (batch, self.window * grid[0] * grid[1], width // self.head, self.head)
-        return {"k": jnp.zeros(shape), "v": jnp.zeros(shape), "frames": jnp.zeros((), jnp.int32)}
+        held = lambda frames: jnp.zeros((batch, frames * grid[0] * grid[1], width // self.head, self.head))
+        memory = {"k": held(self.window), "v": held(self.window), "frames": jnp.zeros((), jnp.int32)}
+        return memory | ({"sink_k": held(self.sink), "sink_v": held(self.sink)} if self.sink else {})
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W D"], memory=None):
@@ -57,20 +67,32 @@ class Attention(nn.Module):
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
 
-        past = 0
+        past, sink = 0, 0
         if memory is not None:
-            past = self.window
+            past, sink = self.window, self.sink
+            seen = memory["frames"]
+            first = {"sink_k": k, "sink_v": v} if sink else {}
             k = jnp.concatenate([memory["k"].astype(k.dtype), k], 1)
             v = jnp.concatenate([memory["v"].astype(v.dtype), v], 1)
             keep = self.window * tokens
             after = {
                 "k": k[:, -keep:].astype(memory["k"].dtype),
                 "v": v[:, -keep:].astype(memory["v"].dtype),
-                "frames": jnp.minimum(memory["frames"] + frames, self.window),
+                "frames": seen + frames if sink else jnp.minimum(seen + frames, self.window),
             }
-        angles = rotary_table(grid_positions(past + frames, rows, columns), self.head)
+            after |= {name: _kept(memory[name], new, seen, sink, tokens) for name, new in first.items()}
+        table = rotary_table(grid_positions(past + frames, rows, columns), self.head)
+        angles = jnp.asarray(table)
+        if sink:
+            # angles are linear in the position: the sink's frame i is at i - seen, the chunk's first one at 0
+            unit = rotary_table(np.array([[1, 0, 0]]), self.head)
+            away = jnp.repeat((past + jnp.arange(sink) - seen).astype(jnp.float32), tokens)[:, None]
+            still = rotary_table(grid_positions(1, rows, columns), self.head)
+            angles = jnp.concatenate([np.tile(still, (sink, 1)) + away * unit, angles])
+            k = jnp.concatenate([memory["sink_k"].astype(k.dtype), k], 1)
+            v = jnp.concatenate([memory["sink_v"].astype(v.dtype), v], 1)
         y = attention(
-            rotate(q, angles[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory)
+            rotate(q, table[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory)
         )
         y = Linear(width, ("heads", "embed"), name="out")(y.reshape(b, frames, rows, columns, width))
         return y, memory if memory is None else after
@@ -84,7 +106,24 @@ class Attention(nn.Module):
         # A stream is cut at block borders, so blocks count from the chunk's first frame.
         allowed = key // self.block <= query // self.block
         if self.window is not None:
-            allowed &= query - key <= self.window
+            near = query - key <= self.window
+            if memory is None:
+                near |= key < self.sink
+            elif self.sink:
+                near = near | (key + memory["frames"] < self.sink)
+            allowed = allowed & near
         if memory is not None:
             allowed = jnp.asarray(allowed) & (key >= -memory["frames"])
+            if self.sink:  # those that the queue does not hold any more
+                left = jnp.arange(self.sink)[None] < memory["frames"] - self.window
+                allowed = jnp.concatenate([jnp.broadcast_to(left, (frames, self.sink)), allowed], 1)
         return jnp.repeat(jnp.repeat(jnp.asarray(allowed), tokens, 0), tokens, 1)
+
+
+def _kept(old, new, seen, sink: int, tokens: int):
+    """The sink's keys or values [B, sink * tokens, ...] after a chunk's: frame i is the chunk's where i >= seen."""
+    frame = jnp.arange(sink)
+    frames = lambda a: a.reshape(a.shape[0], -1, tokens, *a.shape[2:])
+    coming = jnp.take(frames(new), jnp.clip(frame - seen, 0, new.shape[1] // tokens - 1), axis=1)
+    here = (frame < seen)[None, :, None, None, None]
+    return jnp.where(here, frames(old), coming.astype(old.dtype)).reshape(old.shape)

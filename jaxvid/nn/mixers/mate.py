@@ -32,7 +32,15 @@ class Mate(nn.Module):
 
 
 def mate(
-    layer: int, *, window=(8, 4, 4), review=(2, 2, 2), head=32, window_head=None, state=32, expand=2, chunk=None
+    layer: int,
+    *,
+    window=(8, 4, 4),
+    review=(2, 2, 2),
+    head=32,
+    window_head=None,
+    state=32,
+    expand=2,
+    chunk=None,
 ):
     """The MATE of a layer: scan order ``layer % 4``, windows shifted in odd layers."""
     return Mate(

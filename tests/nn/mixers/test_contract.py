@@ -33,6 +33,8 @@ CAUSAL = {
     "mamba1 block": Mamba(order=1, causal=True, review=None, block=2, head=8, state=4, chunk=16),
     "attention": Attention(causal=True, window=3, head=8),
     "attention block": Attention(causal=True, window=4, block=2, head=8),
+    "attention sink": Attention(causal=True, window=1, sink=2, head=8),
+    "attention sink block": Attention(causal=True, window=2, sink=1, block=2, head=8),
 }
 
 
