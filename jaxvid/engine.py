@@ -49,8 +49,10 @@ class Engine:
         self.asked = 0
 
     def _abstract_params(self):
-        x = jax.ShapeDtypeStruct((1, 1, *self._least(), self.vae.z), jnp.float32)
-        t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        # a mixer that works in blocks of frames takes no fewer
+        frames = max([1, *(getattr(module, "block", 1) for module in stages.modules_of(self.model))])
+        x = jax.ShapeDtypeStruct((1, frames, *self._least(), self.vae.z), jnp.float32)
+        t = jax.ShapeDtypeStruct((1, frames), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
 
         def init(x, t, cond):

@@ -24,7 +24,7 @@ from jaxvid.config import SAFE, build
 from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
-from jaxvid.request import make_request, read_clip, read_mask, read_picture
+from jaxvid.request import make_request, read_clip, read_images, read_mask, read_picture
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
 from jaxvid.types import InputError
@@ -141,6 +141,7 @@ class Pipeline:
         negative: str | None = None,
         image=None,
         last_image=None,
+        images=None,
         video=None,
         solver: str | None = None,
         method: str | None = None,
@@ -166,6 +167,7 @@ class Pipeline:
           steps, solver: of sampling. guidance: 1 is none.
           negative: what it should not look like; takes the place of the learned null text.
           image: path, PIL image or uint8 [H, W, 3]: the first frame. last_image: the last one.
+          images: [(seconds, image), ...], frames at any time.
           video: path, `Clip` or uint8 [T, H, W, 3]: the result begins with it and goes on from its last frames.
           method: 'oneshot', 'rollout' for memory that does not grow with the length, or another one of
             `jaxvid.sampling.methods.table` (`jaxvid methods` lists them); its own options are further keywords.
@@ -204,7 +206,17 @@ class Pipeline:
         return np.concatenate([latents for latents, _ in self.engine.encode([np.asarray(frames)], "float32")])
 
     def prepare(
-        self, prompt=None, *, image=None, last_image=None, video=None, mask=None, seed=0, num=1, **options
+        self,
+        prompt=None,
+        *,
+        image=None,
+        last_image=None,
+        images=None,
+        video=None,
+        mask=None,
+        seed=0,
+        num=1,
+        **options,
     ) -> Run:
         """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
         methods = {name for entry in METHODS.values() for name in entry.options}
@@ -224,7 +236,7 @@ class Pipeline:
         )
         size = request.height, request.width
         if request.strength < 1 or mask is not None:
-            if video is None or image is not None or last_image is not None:
+            if video is None or image is not None or last_image is not None or images:
                 raise InputError("strength and mask make a video anew: give a video, and no images")
             video = read_clip(video, request.fps, size)
             frames = len(video) if options.get("seconds") is None else request.frames
@@ -247,7 +259,10 @@ class Pipeline:
         last_image = None if last_image is None else read_picture(last_image, size)
         if image is not None and last_image is not None and request.frames < 2:
             raise InputError("a first and a last image need at least two frames; ask for more seconds")
-        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video))
+        images = read_images(images, request.frames, request.fps, size)
+        if images and video is not None:
+            raise InputError("images at times and a video to extend cannot be combined; leave one out")
+        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video, images))
 
     def events(self, run: Run) -> Iterator[Event]:
         """The run itself, event by event. Frames are handed out and forgotten; latents are kept."""

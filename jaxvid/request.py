@@ -350,6 +350,23 @@ def read_clip(value, fps: float, size: tuple[int, int]) -> np.ndarray:
     return np.stack([fit(frame, *size) for frame in frames])
 
 
+def read_images(value, frames: int, fps: float, size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
+    """[(frame, uint8 [H, W, 3]), ...] from [(seconds, image), ...]. Raises `InputError`."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise InputError("images is a list of (seconds, image)")
+    made = []
+    for entry in value or ():
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise InputError(f"images holds {_short(entry)}; wanted pairs (seconds, image)")
+        frame = round(number(entry[0], "the time of an image", least=0) * fps)
+        if frame >= frames:
+            raise InputError(
+                f"an image at {float(entry[0]):g} s is beyond the {frames / fps:g} s of the video"
+            )
+        made.append((frame, read_picture(entry[1], size)))
+    return made
+
+
 def read_mask(value, frames: int, size: tuple[int, int]) -> np.ndarray:
     """bool [T, H, W], True where a video is to be made anew: from booleans [H, W] or [T, H, W], or a picture's path, where
     bright is True. Raises `InputError`."""

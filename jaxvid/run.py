@@ -63,10 +63,10 @@ class Run:
 
 
 def encode_given(
-    engine: Engine, serves: Mapping[str, Any], request: Request, image, last_image, video
+    engine: Engine, serves: Mapping[str, Any], request: Request, image, last_image, video, images=()
 ) -> Given:
     """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
-    alone) and whose last one is that of a frame in the middle of things."""
+    alone) and whose last one is that of a frame in the middle of things. ``images`` are pairs (frame, picture)."""
     n, context = engine.vae.time_factor, 0
     before = 0 if video is None else len(video)
     if before:
@@ -81,9 +81,10 @@ def encode_given(
     still = stages.frames_of(stages.CHUNK, n)
     if image is not None:
         latents[0], mask[0] = _encoded(engine, np.repeat(image[None], still, 0), request.dtype)[0], True
-    if last_image is not None:
-        still_clip = np.repeat(last_image[None], still, 0)
-        latents[-1], mask[-1] = _encoded(engine, still_clip, request.dtype)[-1], True
+    places = [(-(-frame // n), picture) for frame, picture in images]
+    for place, picture in places + ([] if last_image is None else [(count - 1, last_image)]):
+        made = _encoded(engine, np.repeat(picture[None], still, 0), request.dtype)
+        latents[place], mask[place] = made[-1 if place else 0], True
     if mask.all():
         raise InputError("every frame is given and nothing is left to make; ask for more seconds")
     return Given(latents, mask, first, video)
@@ -126,8 +127,7 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     count = len(given.mask)
     whole = -(-count // stages.CHUNK) * stages.CHUNK
     window, overlap = _windows(serves)
-    causal, seed = engine.model_is_causal, request.seeds[0]
-    setting = Setting(whole, request.steps, window, overlap, causal, seed)
+    setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
     method = make(request.method, setting, dict(request.options))
     told = _told(engine, request, given, texts, method.frames)
     yield Event("text", len(texts), len(texts), "sentences")

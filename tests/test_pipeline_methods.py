@@ -2,6 +2,7 @@
 """Every method through the pipeline at toy size: lengths, compilations, prompts, and what each promises."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -165,7 +166,15 @@ def test_a_mask_keeps_the_rest_of_a_video(pipe, plain):
 def test_a_last_image_is_kept_through_windows(pipe, plain):
     last = plain.frames[50]
     made = make(pipe, "skyreels", last_image=last)
-    np.testing.assert_array_equal(made.latents[-1], pipe.encode(np.repeat(last[None], 29, 0))[-1])
+    still = pipe.encode(np.repeat(last[None], 29, 0))
+    np.testing.assert_array_equal(made.latents[-1], still[-1])
+    # and so are frames at any time: frame 40 is in the 11th latent frame
+    made = make(pipe, "rollout", images=[(0, last), (40 / FPS, last)])
+    np.testing.assert_array_equal(made.latents[0], still[0])
+    np.testing.assert_array_equal(made.latents[10], still[-1])
+    for wrong in ([(100, last)], [last], last):
+        with pytest.raises(InputError):
+            make(pipe, "rollout", images=wrong)
 
 
 def test_an_edited_model_takes_the_same_parameters(pipe):
@@ -176,15 +185,9 @@ def test_an_edited_model_takes_the_same_parameters(pipe):
     other = stages.edited(model, WindowFusion(4, 2))
     held = [module.edit for module in stages.modules_of(other) if hasattr(module, "edit")]
     assert held == [WindowFusion(4, 2)]
+    x, t = jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 2))
+    cond = {"tokens": jnp.zeros((1, 1, 80), jnp.int32)}
     shapes = lambda m: jax.tree.map(
-        lambda a: a.shape,
-        jax.eval_shape(
-            lambda: m.init(
-                jax.random.key(0),
-                np.zeros((1, 2, 2, 2, 4)),
-                np.zeros((1, 2)),
-                {"tokens": np.zeros((1, 1, 80), np.int32)},
-            )
-        ),
+        lambda a: a.shape, jax.eval_shape(lambda: m.init(jax.random.key(0), x, t, cond))
     )
     assert shapes(model) == shapes(other)

@@ -23,6 +23,14 @@ def arguments(parser):
     )
     add("--image", metavar="FIRST.png", help="the first frame")
     add("--last-image", metavar="LAST.png", help="the last frame")
+    add(
+        "--image-at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "IMAGE.png"),
+        help="a frame in between; may be repeated",
+    )
     add("--video", metavar="CLIP.mp4", help="a video to go on from; --seconds is the length of the whole")
     add("--negative", metavar="TEXT", help="what it should not look like")
     add("--seed", type=int, default=0, help="the same seed makes the same video (default: 0)")
@@ -109,8 +117,9 @@ def run(options) -> None:
         "mask",
     )
     asked = {**parse_set(options.set), **{name: getattr(options, name) for name in names}}
-    if options.image or options.last_image or options.video:
+    if options.image or options.last_image or options.video or options.image_at:
         progress.note("encoding what is given (compiling the encoder first)")
+    asked["images"] = [(_seconds(at), path) for at, path in options.image_at]
     ready = pipe.prepare(options.prompt, story=story, seconds=options.seconds, size=size, **asked)
     request = ready.request
     if request.options or options.method:
@@ -140,6 +149,13 @@ def parse_set(pairs: list[str]) -> dict[str, str]:
             raise InputError(f"--set {pair[:40]!r}: give NAME=VALUE, NAME one of {', '.join(sorted(known))}")
         made[name] = value.strip()
     return made
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--image-at {text[:40]!r}: give the time in seconds, then the image") from None
 
 
 def parse_size(text: str | None):

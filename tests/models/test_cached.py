@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvid.diffusion.context import teacher_forced
 from jaxvid.models.video_dit import VideoDiT
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.mamba import Mamba
+from jaxvid.types import InputError
 
 B, H, W, C, BLOCK, CHUNKS = 2, 2, 2, 3, 2, 4
 FRAMES = BLOCK * CHUNKS
@@ -72,3 +74,26 @@ def test_forgetting_is_not_truncating():
     assert np.abs(whole - short).max() > 1e-3
     moved = run(x.at[:, 0].add(1.0), jnp.where(given, 0, T), given, None)[0][:, -BLOCK:]
     assert np.abs(whole - moved).max() > 1e-5
+
+
+@pytest.mark.parametrize("name", ["window", "sink"])
+def test_one_pass_of_teaching_is_cached_generation_of_every_block(name):
+    """The clean video and its noisy copy in one sequence: noisy blocks see the clean ones before them, and themselves."""
+    model, run = made(MIXERS[name])
+    level = jnp.repeat(jnp.array([[0.9, 0.3, 0.6, 0.5]]), BLOCK, 1) * jnp.ones((B, 1))  # one for each block
+    network = lambda x, t, cond, memory: run(x, t, cond["given"], memory)
+    taught = teacher_forced(network, CLEAN, model.teaching())
+    once, nothing = taught(NOISY, level, {})
+    assert nothing is None and once.shape == NOISY.shape
+    memory = model.init_memory(B, H, W)
+    for chunk in range(CHUNKS):
+        here = slice(chunk * BLOCK, (chunk + 1) * BLOCK)
+        cached, _ = run(NOISY[:, here], level[:, here], jnp.zeros((B, BLOCK), bool), memory)
+        np.testing.assert_allclose(once[:, here], cached, atol=1e-5)
+        _, memory = run(CLEAN[:, here], 0 * level[:, here], jnp.ones((B, BLOCK), bool), memory)
+
+
+def test_what_cannot_be_taught_is_refused():
+    for mixers in (MIXERS["state"], (Attention(head=8),)):
+        with pytest.raises(InputError, match="taught"):
+            VideoDiT(mixers=mixers, width=16, head=8, channels=C, patch=(1, 1, 1)).teaching()

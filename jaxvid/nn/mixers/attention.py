@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from jaxvid.nn.layers import Linear, RMSNorm
 from jaxvid.nn.rope import grid_positions, rotary_table, rotate
 from jaxvid.ops.attention import attention
+from jaxvid.ops.masks import skip_causal
 from jaxvid.types import InputError
 
 
@@ -51,8 +52,25 @@ class Attention(nn.Module):
         memory = {"k": held(self.window), "v": held(self.window), "frames": jnp.zeros((), jnp.int32)}
         return memory | ({"sink_k": held(self.sink), "sink_v": held(self.sink)} if self.sink else {})
 
+    @nn.nowrap
+    def teaching(self):
+        """The memory that says: the sequence is a clean video, then its noisy copy, which sees clean blocks before its own.
+
+        Training so, on all blocks at once, is what `init_memory` leads to one block after the other.
+        Ref: ACDiT, arXiv:2412.07720.
+        """
+        if not self.causal:
+            raise InputError("only causal attention is taught with the clean past beside the noisy video")
+        return {"teaching": jnp.zeros(0)}
+
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W D"], memory=None):
+        if memory is not None and "teaching" in memory:
+            return self._mixed(x, None, x.shape[1] // 2)[0], memory
+        return self._mixed(x, memory, 0)
+
+    def _mixed(self, x: Float[Array, "B T H W D"], memory, clean: int):
+        """With ``clean`` > 0, the first half of the frames is the clean copy of the second."""
         b, frames, rows, columns, width = x.shape
         if width % self.head:
             raise InputError(f"width {width} does not split into heads of {self.head}")
@@ -81,7 +99,10 @@ class Attention(nn.Module):
                 "frames": seen + frames if sink else jnp.minimum(seen + frames, self.window),
             }
             after |= {name: _kept(memory[name], new, seen, sink, tokens) for name, new in first.items()}
-        table = rotary_table(grid_positions(past + frames, rows, columns), self.head)
+        positions = grid_positions(past + frames, rows, columns)
+        if clean:
+            positions = np.concatenate([grid_positions(clean, rows, columns)] * 2)
+        table = rotary_table(positions, self.head)
         angles = jnp.asarray(table)
         if sink:
             # angles are linear in the position: the sink's frame i is at i - seen, the chunk's first one at 0
@@ -92,12 +113,15 @@ class Attention(nn.Module):
             k = jnp.concatenate([memory["sink_k"].astype(k.dtype), k], 1)
             v = jnp.concatenate([memory["sink_v"].astype(v.dtype), v], 1)
         y = attention(
-            rotate(q, table[past * tokens :]), rotate(k, angles), v, mask=self._mask(frames, tokens, memory)
+            rotate(q, table[past * tokens :]),
+            rotate(k, angles),
+            v,
+            mask=self._mask(frames, tokens, memory, clean),
         )
         y = Linear(width, ("heads", "embed"), name="out")(y.reshape(b, frames, rows, columns, width))
         return y, memory if memory is None else after
 
-    def _mask(self, frames: int, tokens: int, memory):
+    def _mask(self, frames: int, tokens: int, memory, clean: int):
         """Who may look at whom, as booleans over tokens; None when everybody may look at everybody."""
         if not self.causal:
             return None
@@ -105,6 +129,9 @@ class Attention(nn.Module):
         query, key = np.arange(frames)[:, None], np.arange(-past, frames)[None]
         # A stream is cut at block borders, so blocks count from the chunk's first frame.
         allowed = key // self.block <= query // self.block
+        if clean:
+            allowed = skip_causal(self.block, clean).dense(frames, frames)
+            query, key = query % clean, key % clean
         if self.window is not None:
             near = query - key <= self.window
             if memory is None:

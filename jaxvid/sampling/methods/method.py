@@ -20,7 +20,7 @@ from jaxvid.types import InputError
 class Setting:
     """What a method is made for: latent frames wanted, solver steps, and the model's own window with its overlap.
 
-    causal: whether the model remembers, and so needs no overlap. seed: of choices that belong to a method.
+    causal: whether the model remembers, and so needs no overlap.
     """
 
     frames: int
@@ -28,7 +28,6 @@ class Setting:
     window: int
     overlap: int = 0
     causal: bool = False
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,4 +74,5 @@ def _windows(setting: Setting, window: int, stride: int, weights: str) -> Window
 
 
 def _shuffled(setting: Setting, window: int, stride: int) -> np.ndarray:
-    return np.asarray(freenoise_indices(jax.random.key(setting.seed), setting.frames, window, stride))
+    # The order is the method's and not a video's: a video must not depend on the batch it is made in.
+    return np.asarray(freenoise_indices(jax.random.key(0), setting.frames, window, stride))
