@@ -18,10 +18,14 @@ import numpy as np
 from jaxvid import stages
 from jaxvid.data.text import encode_text
 from jaxvid.io.weights import restore_into
+from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sampling.noise import seed_keys
-from jaxvid.sampling.plan import time_table, together
+from jaxvid.sampling.plan import from_level, strength_level, time_table
 from jaxvid.sampling.rollout import begin
+from jaxvid.sampling.skip import skipping
 from jaxvid.sampling.solvers import by_name
+from jaxvid.sampling.windows import random_cuts
 from jaxvid.types import InputError
 
 
@@ -31,6 +35,7 @@ class Engine:
     Attributes:
       executables: the compiled stages, counted.
       steady: seconds that one unit of a stage takes once compiled, from the last run.
+      asked: rows of the last run in which the network was called (all but those that the cache answered).
     """
 
     def __init__(
@@ -52,10 +57,14 @@ class Engine:
         self.executables, self.steady = stages.Executables(), {}
         self._on_device: dict[str, Any] = {}
         self._variants: dict[tuple[str, str], Any] = {}
+        self._edited: dict[Any, Any] = {}
+        self.asked = 0
 
     def _abstract_params(self):
-        x = jax.ShapeDtypeStruct((1, 1, *self._least(), self.vae.z), jnp.float32)
-        t = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        # a mixer that works in blocks of frames takes no fewer
+        frames = max([1, *(getattr(module, "block", 1) for module in stages.modules_of(self.model))])
+        x = jax.ShapeDtypeStruct((1, frames, *self._least(), self.vae.z), jnp.float32)
+        t = jax.ShapeDtypeStruct((1, frames), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
         if self.beside:
             cond["beside"] = jax.ShapeDtypeStruct((*x.shape[:4], self.beside), jnp.float32)
@@ -160,44 +169,66 @@ class Engine:
 
     # Noise to latents
 
-    def window(self, request, frames: int, window: int, overlap: int) -> tuple[int, int]:
-        """How many latent frames are denoised together for a video of ``frames``, and how many of them are the past."""
-        if request.method == "oneshot" or frames <= window:
-            return frames, 0
-        return window, 0 if self.model_is_causal else overlap
-
     @property
     def model_is_causal(self) -> bool:
         return bool(getattr(self.model, "causal", False))
 
-    def sample(self, request, told, given, mask, window: int, overlap: int):
-        """Denoises window after window; yields ``(rows done, rows in all, note, latents)`` around every model call.
+    @property
+    def traits(self) -> frozenset[str]:
+        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
+        causal = self.model_is_causal
+        held = list(stages.modules_of(self.model))
+        found = {"causal" if causal else "bidirectional"}
+        found |= {"temporal attention" for module in held if hasattr(module, "edit")}
+        found |= {"attention memory" for module in held if causal and isinstance(module, Attention)}
+        found |= {"state memory" for module in held if causal and isinstance(module, Mamba)}
+        return frozenset(found)
+
+    def sample(self, request, method, told, given, mask, source=None, keep=None):
+        """Follows a method's segments; yields ``(rows done, rows in all, note, latents)`` around every model call.
 
         Args:
+          method: `jaxvid.sampling.methods.method.Method`, of which all arrays have as many frames F.
           told: host arrays `text`, `text_mask` [B, S, L, ...], `span` [B, F], `null` (the same for the negative) or None.
-          given: float32 [F, h, w, C], clean where ``mask`` [F]. F is a whole number of windows.
-          window, overlap: as from `window`.
+          given: float32 [F, h, w, C], clean where ``mask`` [F].
+          source: float32 [F, h, w, C], a video that is made anew from level ``request.strength`` on, or None.
+          keep: bool [F, h, w], parts of ``source`` that stay as they are, or None.
 
-        ``latents`` is None but after a window, when it is float32 [B, n, h, w, C], what is new. Raises FloatingPointError.
+        ``latents`` is None but when some are finished, when it is float32 [B, n, h, w, C], what is new. Raises
+        FloatingPointError.
         """
-        dtype, batch, guided = request.dtype, request.batch, request.guidance != 1
-        model, solver = self.variant("model", dtype), by_name(request.solver, self.process.schedule)
-        settings = (dtype, request.solver, guided)
-        rollout = self._begin(request, given.shape[1:], window, overlap, guided)
-        plan, times = together(request.steps, window), _times(request.steps, request.shift)
-        scale, params = np.float32(request.guidance), self.weights("params")
-        windows = 1 + (len(mask) - window) // (window - overlap)
-        total = windows * plan.rows
-        for number in range(windows):
-            start = number * (window - overlap)
+        dtype, batch = request.dtype, request.batch
+        steps, schedule = request.steps, self.process.schedule
+        solver = by_name(request.solver, schedule)
+        solver = solver if request.cache is None else skipping(solver, request.cache, schedule)
+        times = _times(steps, request.shift)
+        first = strength_level(request.strength, times[: steps + 2])
+        segments = [s._replace(plan=from_level(s.plan, first)) if first > 1 else s for s in method.segments]
+        way = stages.Way(request.guide, method.windows, method.scheme, keep is not None)
+        settings = (dtype, request.solver, request.cache)
+        rollout = self._begin(request, given.shape[1:], method)
+        lead, window = np.float32(times[first]), method.window
+        numbers = method.noise_numbers()
+        source = np.zeros_like(given) if source is None else source
+        text = jax.tree.map(jnp.asarray, {name: told[name] for name in ("text", "text_mask", "null")})
+        total, done, shown, at, carry = sum(s.plan.rows for s in segments), 0, 0, 0, None
+        held: list[np.ndarray] = []
+        for number, (plan, start, ready) in enumerate(segments):
             here = slice(start, start + window)
-            shape = (batch, window, *given.shape[1:])
-            known = np.broadcast_to(mask[here], shape[:2]), np.broadcast_to(given[here], shape)
-            args = (rollout, *(np.ascontiguousarray(a) for a in known))
-            carry, known, value = self.call("begin", settings, stages.open_window(solver, window), args)
+            many = lambda a: np.broadcast_to(a, (batch, *a.shape))
+            known, value = many(mask[here]), many(given[here])
+            if carry is None:
+                args = (rollout.keys, numbers[here], many(source[here]), lead, known, value)
+                carry = self.call("begin", settings, stages.begin(self.process, solver), args)
+            elif start > at:
+                new = slice(at + window, start + window)
+                function = stages.advance(self.process, solver, method.tail)
+                args = (carry, rollout.keys, numbers[new], many(source[new]), lead)
+                carry = self.call("advance", (settings, method.tail), function, args)
+            at = start
             cond = {
-                "text": told["text"],
-                "text_mask": told["text_mask"],
+                "text": text["text"],
+                "text_mask": text["text_mask"],
                 "span": told["span"][:, here],
                 "given": known,
                 **{
@@ -205,48 +236,78 @@ class Engine:
                     for name, value in told.get("more", {}).items()
                 },
             }
-            null = None if told["null"] is None else {**cond, **told["null"]}
-            said = jax.tree.map(jnp.asarray, {"cond": cond, "null": null, "value": value})
+            null = None if text["null"] is None else {**cond, **text["null"]}
+            said = {"cond": cond, "null": null, "value": value, "numbers": numbers[here]}
+            said["interval"] = np.asarray(request.interval, np.float32)
+            if keep is not None:
+                said |= {"keep": many(keep[here]), "source": many(source[here])}
+            said = jax.tree.map(jnp.asarray, said)
             past = {"memory": rollout.memory, "keys": rollout.keys, "first_frame": np.int32(start)}
-            function = stages.sample_rows(model, self.process, solver, guided)
             for row in range(plan.rows):
+                k, update = plan.k[row : row + 1], plan.update[row : row + 1]
+                key, function = self._rows(
+                    request, method, way, solver, row, _levels(times, k, update), rollout.memory
+                )
+                if method.cuts:
+                    draw = np.random.default_rng(done)  # the same for all videos of a batch
+                    said["weight"] = jnp.asarray(random_cuts(method.windows, draw).weight)
                 args = (
-                    params,
+                    self.weights("params"),
                     carry,
-                    plan.k[row : row + 1],
-                    plan.update[row : row + 1],
+                    k,
+                    update,
                     times,
                     past,
                     said,
-                    scale,
+                    np.float32(request.guidance),
                 )
-                done = number * plan.rows + row
-                if not self.executables.has("sample", settings, args):
+                if not self.executables.has("sample", (settings, key), args):
                     yield done, total, "compiling", None
-                carry = self.call("sample", settings, function, args, donate=(1,))
+                carry = self.call("sample", (settings, key), function, args, donate=(1,))
                 if (np.asarray(carry.bad) >= 0).any():
                     raise FloatingPointError(
                         f"sampling: the latents are not finite after step {row + 1} of {plan.rows} in {dtype};"
                         f" use dtype float32, or a smaller guidance than {request.guidance:g}"
                     )
-                yield done + 1, total, "", None
-            if number + 1 < windows:
-                function = stages.close_window(model, self.process, guided)
-                rollout = self.call("commit", settings, function, (params, rollout, carry.x, said, scale))
-            yield (
-                total if number + 1 == windows else done + 1,
-                total,
-                "",
-                np.asarray(carry.x)[:, overlap if number else 0 :],
-            )
+                done += 1
+                yield done, total, "", None
+            if rollout.memory is not None and number + 1 < len(segments):
+                guided = request.guidance != 1
+                function = stages.close_window(self.variant("model", dtype), self.process, guided)
+                args = (self.weights("params"), rollout, carry.x, said, np.float32(request.guidance))
+                rollout = self.call("commit", (settings, guided), function, args)
+            # a copy: the next rows write where these latents are
+            held.append(np.array(np.asarray(carry.x)[:, shown - start : ready - start]))
+            shown, count = ready, sum(one.shape[1] for one in held)
+            if count >= stages.CHUNK or number + 1 == len(segments):
+                made = np.concatenate(held, 1)
+                count = count if number + 1 == len(segments) else count // stages.CHUNK * stages.CHUNK
+                held = [made[:, count:]]
+                yield done, total, "", made[:, :count]
+        self.asked = int(carry.state.calls) if request.cache is not None else total
 
-    def _begin(self, request, shape, window: int, overlap: int, guided: bool):
+    def _rows(self, request, method, way, solver, row: int, levels, memory):
+        """(key, function) of a row: guided if a frame's level is inside the interval, edited in a segment's first rows."""
+        low, high = request.interval
+        # a memory is of both branches or of none
+        guided = request.guidance != 1 and (
+            memory is not None or bool(np.any((levels > low) & (levels <= high)))
+        )
+        edit = method.edit if method.edited is None or row < method.edited else None
+        name = (request.dtype, edit)
+        if name not in self._edited:
+            model = self.variant("model", request.dtype)
+            self._edited[name] = model if edit is None else stages.edited(model, edit)
+        function = stages.sample_rows(self._edited[name], self.process, solver, guided, way)
+        return (guided, way, edit), function
+
+    def _begin(self, request, shape, method):
         """A roll-out of nothing yet; only a causal model that goes on after its first window remembers."""
         memory = None
-        if request.method == "rollout" and self.model_is_causal:
+        if method.remembers:
             model = self.variant("model", request.dtype)
-            memory = model.init_memory(request.batch * (2 if guided else 1), *shape[:2])
-        return begin(seed_keys(request.seeds), tuple(shape), memory=memory, overlap=overlap)
+            memory = model.init_memory(request.batch * (2 if request.guidance != 1 else 1), *shape[:2])
+        return begin(seed_keys(request.seeds), tuple(shape), memory=memory)
 
 
 class Decoder:
@@ -282,6 +343,11 @@ class Decoder:
             )
         self.frames, self.first = self.frames + frames.shape[1], False
         return np.asarray(frames)
+
+
+def _levels(times, k, update):
+    """The levels of the frames that a row [1, F] moves."""
+    return times[np.clip(k[update], 0, len(times) - 1)]
 
 
 def _times(steps: int, shift: float) -> np.ndarray:

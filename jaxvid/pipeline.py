@@ -10,6 +10,7 @@ What a run does is in `jaxvid.run`.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,11 +24,13 @@ from jaxvid.config import SAFE, build
 from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
-from jaxvid.request import make_request, read_clip, read_picture
-from jaxvid.run import Event, Run, encode_given, events, padded
+from jaxvid.request import make_request, read_clip, read_images, read_mask, read_picture
+from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
+from jaxvid.sampling.methods.table import METHODS
 from jaxvid.types import InputError
 
 OPTIONS = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
+OPTIONS += ("guidance_interval", "guidance_kind", "cache", "strength")
 SHIPPED = pathlib.Path(__file__).parent / "assets" / "shapes"
 
 
@@ -146,10 +149,17 @@ class Pipeline:
         negative: str | None = None,
         image=None,
         last_image=None,
+        images=None,
         video=None,
         solver: str | None = None,
         method: str | None = None,
         dtype: str | None = None,
+        guidance_interval=None,
+        guidance_kind: str | None = None,
+        cache: float | None = None,
+        strength: float | None = None,
+        mask=None,
+        **more,
     ) -> Iterator[Event]:
         """The same as calling, as an iterator of `Event`; decoded frames come as they are made and are not kept.
 
@@ -165,14 +175,21 @@ class Pipeline:
           steps, solver: of sampling. guidance: 1 is none.
           negative: what it should not look like; takes the place of the learned null text.
           image: path, PIL image or uint8 [H, W, 3]: the first frame. last_image: the last one.
+          images: [(seconds, image), ...], frames at any time.
           video: path, `Clip` or uint8 [T, H, W, 3]: the result begins with it and goes on from its last frames.
-          method: 'oneshot', or 'rollout' for memory that does not grow with the length.
+          method: 'oneshot', 'rollout' for memory that does not grow with the length, or another one of
+            `jaxvid.sampling.methods.table` (`jaxvid methods` lists them); its own options are further keywords.
           dtype: that the networks compute in, 'float32' or 'bfloat16'.
+          guidance_interval: (low, high), noise levels between which there is guidance; outside of it half the work is saved.
+          guidance_kind: 'cfg', 'apg' (projected, against over-saturation) or 'zero' (CFG-Zero*).
+          cache: reuse the network's last answer while its input changes by less than this in all (0.1 to 0.3 is usual).
+          strength: in (0, 1), make the given ``video`` anew from this noise level on instead of going on from its end.
+          mask: bool [H, W] or [T, H, W], True where the given ``video`` is to be made anew; the rest of its latents stays.
 
         Raises `InputError`; `FloatingPointError` when numbers run out of range, naming the step.
         """
-        options = {k: v for k, v in locals().items() if k not in ("self", "prompt")}
-        return self.events(self.prepare(prompt, **options))
+        options = {k: v for k, v in locals().items() if k not in ("self", "prompt", "more")}
+        return self.events(self.prepare(prompt, **options, **more))
 
     def decode(self, latents, frames: int | None = None, fps: float | None = None, recipe=None) -> Clip:
         """A clip from kept latents, float32 [F, h, w, C]; ``frames`` cuts it. Raises `InputError`."""
@@ -197,10 +214,21 @@ class Pipeline:
         return np.concatenate([latents for latents, _ in self.engine.encode([np.asarray(frames)], "float32")])
 
     def prepare(
-        self, prompt=None, *, image=None, last_image=None, video=None, seed=0, num=1, **options
+        self,
+        prompt=None,
+        *,
+        image=None,
+        last_image=None,
+        images=None,
+        video=None,
+        mask=None,
+        seed=0,
+        num=1,
+        **options,
     ) -> Run:
         """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
-        if unknown := sorted(set(options) - set(OPTIONS)):
+        methods = {name for entry in METHODS.values() for name in entry.options}
+        if unknown := sorted(set(options) - set(OPTIONS) - methods):
             raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
         request = make_request(
             prompt,
@@ -211,8 +239,22 @@ class Pipeline:
             defaults=self.defaults,
             text_length=int(self.spec.get("text_bytes", self.text_length)),
             solvers=stages.SOLVERS,
+            traits=self.engine.traits,
+            options={name: value for name, value in options.items() if name not in OPTIONS},
         )
         size = request.height, request.width
+        if request.strength < 1 or mask is not None:
+            if video is None or image is not None or last_image is not None or images:
+                raise InputError("strength and mask make a video anew: give a video, and no images")
+            video = read_clip(video, request.fps, size)
+            frames = len(video) if options.get("seconds") is None else request.frames
+            if frames > len(video):
+                raise InputError(
+                    f"seconds asks for {frames} frames and the video has {len(video)}; ask for less, or leave it out"
+                )
+            request = dataclasses.replace(request, frames=frames)
+            mask = None if mask is None else read_mask(mask, len(video), size)
+            return Run(request, encode_source(self.engine, request, video, mask))
         if video is not None and image is not None:
             raise InputError("an image (first frame) and a video to extend cannot be combined; leave one out")
         video = None if video is None else read_clip(video, request.fps, size)
@@ -225,7 +267,10 @@ class Pipeline:
         last_image = None if last_image is None else read_picture(last_image, size)
         if image is not None and last_image is not None and request.frames < 2:
             raise InputError("a first and a last image need at least two frames; ask for more seconds")
-        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video))
+        images = read_images(images, request.frames, request.fps, size)
+        if images and video is not None:
+            raise InputError("images at times and a video to extend cannot be combined; leave one out")
+        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video, images))
 
     def events(self, run: Run) -> Iterator[Event]:
         """The run itself, event by event. Frames are handed out and forgotten; latents are kept."""

@@ -7,18 +7,19 @@ import dataclasses
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxvid.sampling.methods.table import METHODS, check_method
 from jaxvid.story import Story, check_story, check_text
 from jaxvid.types import InputError
 
 MOST_STEPS = 1000
 MOST_VIDEOS = 64
 LONGEST = 3600.0  # seconds, where a checkpoint does not say
-METHODS = ("oneshot", "rollout")
+GUIDES = ("cfg", "apg", "zero")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -30,6 +31,9 @@ class Request:
     seeds     per video, 0 .. 2**32 - 1
     frames    how many frames the result has, exactly
     single    whether one prompt was given, not a list: then the answer is one clip, not a list
+    options   the method's own, by name
+    interval  levels t at which there is guidance, above the first and up to the second; guide is its kind
+    cache     how much change goes without a call of the network, or None; strength: the level a given video begins at
     """
 
     stories: tuple[Story, ...]
@@ -46,6 +50,11 @@ class Request:
     method: str
     dtype: str
     single: bool
+    options: tuple[tuple[str, Any], ...] = ()
+    interval: tuple[float, float] = (0.0, 1.0)
+    guide: str = "cfg"
+    cache: float | None = None
+    strength: float = 1.0
 
     @property
     def batch(self) -> int:
@@ -61,6 +70,9 @@ class Request:
             said["negative"] = self.negative
         size = {"frames": self.frames, "fps": self.fps, "size": [self.height, self.width]}
         how = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver, "shift": self.shift}
+        how["guidance_interval"], how["guidance_kind"] = list(self.interval), self.guide
+        extras = {"cache": self.cache, "strength": self.strength if self.strength != 1 else None}
+        how |= {name: value for name, value in extras.items() if value is not None}
         return {
             **said,
             "seed": self.seeds[number],
@@ -68,6 +80,7 @@ class Request:
             **size,
             **how,
             "method": self.method,
+            "options": dict(self.options),
             "dtype": self.dtype,
             "version": jaxvid.__version__,
         }
@@ -92,9 +105,17 @@ def make_request(
     defaults: Mapping[str, Any],
     text_length: int,
     solvers: Iterable[str],
-    causal: bool = False,
+    traits: Collection[str],
+    options: Mapping[str, Any],
+    guidance_interval,
+    guidance_kind,
+    cache,
+    strength,
 ) -> Request:
-    """Checks a user's arguments against what a checkpoint ``serves`` and fills in its ``defaults``. Raises `InputError`."""
+    """Checks a user's arguments against what a checkpoint ``serves`` and fills in its ``defaults``. Raises `InputError`.
+
+    ``options`` are the method's own, ``traits`` what the model can do for methods.
+    """
     fps = _served_fps(fps, serves)
     height, width = _served_size(size, serves)
     seconds = number(defaults.get("seconds", 4.0) if seconds is None else seconds, "seconds", above=0)
@@ -120,7 +141,14 @@ def make_request(
     if method is None:
         method = defaults.get("method", "oneshot")
     negative = defaults.get("negative") if negative is None else negative
-    solver = defaults.get("solver", "euler") if solver is None else solver
+    solver = choice(defaults.get("solver", "euler") if solver is None else solver, "solver", solvers)
+    options = check_method(choice(method, "method", METHODS), options, traits)
+    if cache is not None:
+        cache = number(cache, "cache", least=0)
+        if solver == "heun":
+            raise InputError(
+                "solver 'heun' asks twice in a row and cannot be cached; use another solver or no cache"
+            )
     return Request(
         stories=stories,
         seeds=_seeds(seed, len(stories)),
@@ -131,12 +159,39 @@ def make_request(
         steps=whole(defaults.get("steps", 20) if steps is None else steps, "steps", 1, MOST_STEPS),
         guidance=number(defaults.get("guidance", 1.0) if guidance is None else guidance, "guidance", least=0),
         negative=None if negative is None else check_text(negative, text_length, "negative prompt"),
-        solver=choice(solver, "solver", solvers),
+        solver=solver,
         shift=number(defaults.get("shift", 1.0), "shift", above=0),
-        method=choice(method, "method", METHODS),
+        method=method,
         dtype=choice(defaults.get("dtype", "float32") if dtype is None else dtype, "dtype", DTYPES),
         single=single,
+        options=tuple(sorted(options.items())),
+        interval=_interval(guidance_interval),
+        guide=choice("cfg" if guidance_kind is None else guidance_kind, "guidance_kind", GUIDES),
+        cache=cache,
+        strength=1.0 if strength is None else _strength(strength),
     )
+
+
+def _interval(value) -> tuple[float, float]:
+    if value is None:
+        return 0.0, 1.0
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise InputError(
+            f"guidance_interval={_short(value)} is not two noise levels; give (low, high), as (0.2, 0.9)"
+        )
+    low, high = (number(one, "guidance_interval", least=0) for one in value)
+    if not low < high <= 1:
+        raise InputError(f"guidance_interval={low:g}, {high:g}: wanted 0 <= low < high <= 1")
+    return low, high
+
+
+def _strength(value) -> float:
+    value = number(value, "strength", above=0)
+    if value > 1:
+        raise InputError(
+            f"strength={value:g} is more than 1, which makes all of a video anew; give 1 or less"
+        )
+    return value
 
 
 def number(value, name: str, *, above: float | None = None, least: float | None = None) -> float:
@@ -294,6 +349,37 @@ def read_clip(value, fps: float, size: tuple[int, int]) -> np.ndarray:
         value = value.frames
     frames = _pixels(value, 4, "a video is a path, a Clip or uint8 [T, H, W, 3]")
     return np.stack([fit(frame, *size) for frame in frames])
+
+
+def read_images(value, frames: int, fps: float, size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
+    """[(frame, uint8 [H, W, 3]), ...] from [(seconds, image), ...]. Raises `InputError`."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise InputError("images is a list of (seconds, image)")
+    made = []
+    for entry in value or ():
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise InputError(f"images holds {_short(entry)}; wanted pairs (seconds, image)")
+        frame = round(number(entry[0], "the time of an image", least=0) * fps)
+        if frame >= frames:
+            raise InputError(
+                f"an image at {float(entry[0]):g} s is beyond the {frames / fps:g} s of the video"
+            )
+        made.append((frame, read_picture(entry[1], size)))
+    return made
+
+
+def read_mask(value, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """bool [T, H, W], True where a video is to be made anew: from booleans [H, W] or [T, H, W], or a picture's path, where
+    bright is True. Raises `InputError`."""
+    if isinstance(value, (str, os.PathLike)):
+        value = read_picture(value, size).mean(-1) > 127
+    value = np.asarray(value)
+    shapes = (size, (frames, *size))
+    if value.dtype != bool or value.shape not in shapes:
+        raise InputError(
+            f"the mask is {value.dtype} {list(value.shape)}; wanted a picture or bool {list(size)} or {list(shapes[1])}"
+        )
+    return np.broadcast_to(value, shapes[1])
 
 
 def _pixels(value, axes: int, wanted: str) -> np.ndarray:

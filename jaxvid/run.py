@@ -3,7 +3,7 @@
 
 A run goes through the stages encode (of given frames, when it is prepared), text, sample and decode. One shot denoises all
 latent frames of a video together; a roll-out goes window by window, each seeing the end of the one before, in memory that
-does not grow. Frames are decoded as soon as their latents are there.
+does not grow; for the other methods see `jaxvid.sampling.methods`. Frames are decoded as soon as their latents are there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from jaxvid import stages
 from jaxvid.data.collate import frame_times, padded_spans, spans_of
 from jaxvid.engine import Decoder, Engine
 from jaxvid.request import Request
+from jaxvid.sampling.methods.method import Setting
+from jaxvid.sampling.methods.table import make
 from jaxvid.types import InputError
 
 SPANS = (1, 2, 4, 8, 16)  # buckets of the number of captions
@@ -50,6 +52,8 @@ class Given:
     before: Any = None  # uint8 [n, H, W, 3], the video to extend
     beside: Any = None  # float32 [F, h, w, N], what tells a network that asks for it of a first image
     image: Any = None  # float32 [L, E], features of that image
+    source: Any = None  # float32 [F, h, w, C], a video to make anew
+    keep: Any = None  # bool [F, h, w], parts of it that stay
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +65,10 @@ class Run:
 
 
 def encode_given(
-    engine: Engine, serves: Mapping[str, Any], request: Request, image, last_image, video
+    engine: Engine, serves: Mapping[str, Any], request: Request, image, last_image, video, images=()
 ) -> Given:
     """Encodes what is given. A picture becomes a still clip, whose first latent is that of a first frame (which stands
-    alone) and whose last one is that of a frame in the middle of things."""
+    alone) and whose last one is that of a frame in the middle of things. ``images`` are pairs (frame, picture)."""
     if engine.beside:
         return _told_beside(engine, request, image, last_image, video)
     n, context = engine.vae.time_factor, 0
@@ -81,9 +85,10 @@ def encode_given(
     still = stages.frames_of(stages.CHUNK, n)
     if image is not None:
         latents[0], mask[0] = _encoded(engine, np.repeat(image[None], still, 0), request.dtype)[0], True
-    if last_image is not None:
-        still_clip = np.repeat(last_image[None], still, 0)
-        latents[-1], mask[-1] = _encoded(engine, still_clip, request.dtype)[-1], True
+    places = [(-(-frame // n), picture) for frame, picture in images]
+    for place, picture in places + ([] if last_image is None else [(count - 1, last_image)]):
+        made = _encoded(engine, np.repeat(picture[None], still, 0), request.dtype)
+        latents[place], mask[place] = made[-1 if place else 0], True
     if mask.all():
         raise InputError("every frame is given and nothing is left to make; ask for more seconds")
     return Given(latents, mask, first, video)
@@ -108,6 +113,26 @@ def _told_beside(engine: Engine, request: Request, image, last_image, video) -> 
     return Given(*nothing, beside=np.concatenate([known, latents], -1), image=features)
 
 
+def encode_source(engine: Engine, request: Request, video, anew) -> Given:
+    """Encodes a video that is to be made anew, as long as the request: all of it, or where ``anew`` bool [T, H, W] says so.
+
+    A place of the latents stays when no pixel that it stands for is to be made anew.
+    """
+    n = engine.vae.time_factor
+    count = engine.vae.latent_frames(request.frames)
+    source = _encoded(engine, video[: request.frames], request.dtype)[:count]
+    keep = None
+    if anew is not None:
+        late = stages.frames_of(count, n) - request.frames
+        anew = np.concatenate(
+            [anew[: request.frames], np.repeat(anew[request.frames - 1 : request.frames], late, 0)]
+        )
+        _, h, w, _ = source.shape
+        cells = anew.reshape(len(anew), h, anew.shape[1] // h, w, anew.shape[2] // w).any((2, 4))
+        keep = ~np.concatenate([cells[:1], cells[1:].reshape(count - 1, n, h, w).any(1)])
+    return Given(np.zeros_like(source), np.zeros(count, bool), 0, None, source, keep)
+
+
 def _encoded(engine, frames, dtype):
     return np.concatenate([latents for latents, _ in engine.encode([frames], dtype)])
 
@@ -123,19 +148,23 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     texts += [] if request.negative is None else [request.negative]
     yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     count = len(given.mask)
-    multiple = int(
-        serves.get("multiple", stages.CHUNK)
-    )  # weights from elsewhere know no frames beyond the last
+    # weights from elsewhere know no frames beyond the last
+    multiple = int(serves.get("multiple", stages.CHUNK))
     whole = -(-count // multiple) * multiple
-    window, overlap = engine.window(request, whole, *_windows(serves))
-    whole = window + -(-(whole - window) // (window - overlap)) * (window - overlap)
-    told = _told(engine, request, given, texts, whole)
+    window, overlap = _windows(serves)
+    setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
+    method = make(request.method, setting, dict(request.options))
+    told = _told(engine, request, given, texts, method.frames)
     yield Event("text", len(texts), len(texts), "sentences")
 
-    latents = np.pad(given.latents, [(0, whole - count)] + [(0, 0)] * 3)
-    mask = np.pad(given.mask, (0, whole - count))
+    more = method.frames - count
+    latents, mask = np.pad(given.latents, [(0, more)] + [(0, 0)] * 3), np.pad(given.mask, (0, more))
+    anew = {
+        "source": None if given.source is None else np.pad(given.source, [(0, more)] + [(0, 0)] * 3, "edge"),
+        "keep": None if given.keep is None else np.pad(given.keep, [(0, more)] + [(0, 0)] * 2),
+    }
     decoder, place = Decoder(engine, request.dtype), 0
-    for done, total, note, new in engine.sample(request, told, latents, mask, window, overlap):
+    for done, total, note, new in engine.sample(request, method, told, latents, mask, **anew):
         if new is None:
             yield Event("sample", done, total, "steps", note)
             continue

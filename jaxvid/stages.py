@@ -19,10 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvid.diffusion import guidance
+from jaxvid.diffusion.schedule import add_noise
 from jaxvid.sampling import rollout as rollout_
-from jaxvid.sampling import sample
+from jaxvid.sampling import sample, stream
+from jaxvid.sampling.inpaint import inpainting
+from jaxvid.sampling.noise import SHOWN, coherent_tail, numbered_noise
 from jaxvid.sampling.solvers import SOLVERS as SOLVERS
 from jaxvid.sampling.solvers import Solver
+from jaxvid.sampling.windows import WindowPlan, windowed
 
 CHUNK = 8  # latent frames that are decoded at a time
 
@@ -100,36 +104,68 @@ def decode_latents(vae, first: bool) -> Callable:
     return run
 
 
-def open_window(solver: Solver, frames: int) -> Callable:
-    """``(rollout, given[B, F], value[B, F, ...]) -> (carry, given, value)``: a window's noise, with its past in place."""
+GUIDES = {"cfg": guidance.classifier_free, "apg": guidance.apg, "zero": guidance.cfg_zero_star}
 
-    def run(rollout, given, value):
-        noise, given, value = rollout_.open_window(rollout, frames, given, value)
-        return sample.init(solver, noise, given, value), given, value
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the network is asked: what of a method and a request is built into the compiled rows.
+
+    guide: of `GUIDES`; windows: blended inside the window; scheme: how given frames are shown; keep: whether parts of
+    frames are given.
+    """
+
+    guide: str = "cfg"
+    windows: WindowPlan | None = None
+    scheme: guidance.Scheme = ()
+    keep: bool = False
+
+
+def begin(process, solver: Solver) -> Callable:
+    """``(keys, numbers[W], source[B, W, ...], level, given[B, W], value[B, W, ...]) -> carry``: a video's first window."""
+
+    def run(keys, numbers, source, level, given, value):
+        return sample.init(solver, _start(process, keys, numbers, source, level), given, value)
 
     return run
 
 
-def sample_rows(model, process, solver: Solver, guided: bool) -> Callable:
+def advance(process, solver: Solver, coherent: bool) -> Callable:
+    """``(carry, keys, numbers[n], source[B, n, ...], level) -> carry``: the window n frames further on."""
+
+    def run(carry, keys, numbers, source, level):
+        new = _start(process, keys, numbers, source, level)
+        if coherent:
+            new = jnp.concatenate([coherent_tail(carry.x[:, -1:], new[:, :1]), new[:, 1:]], 1)
+        return stream.advance(solver, carry, new)
+
+    return run
+
+
+def _start(process, keys, numbers, source, level):
+    noise = numbered_noise(keys, numbers, source.shape[2:])
+    return add_noise(process.schedule, source, noise, jnp.broadcast_to(level, source.shape[:2]))
+
+
+def sample_rows(model, process, solver: Solver, guided: bool, way: Way = Way()) -> Callable:
     """``(params, carry, k[n, F], update[n, F], times, past, told, scale) -> carry``: some rows of a plan.
 
-    ``past``: what a roll-out's `memory`, `keys` and `first_frame` are; ``told``: `cond` (text, text_mask, span, given),
-    `null` (or None) and `value` (clean latents where given).
+    ``past``: what `sample.rows` takes as `memory`, `keys` and `first_frame`; ``told``: `cond` (text, text_mask, span,
+    given), `null` (or None), `value` (clean latents where given), `numbers` (whose noise frames start from), `interval`
+    (levels at which there is guidance), and where the way asks for it `weight` (of windows) or `keep` and `source`.
     """
 
     def run(params, carry, k, update, times, past, told, scale):
-        denoise = _denoiser(model, process, params, told["cond"], told["null"], scale, guided)
-        return sample.rows(
-            denoise,
-            solver,
-            times,
-            carry,
-            k,
-            update,
-            given=told["cond"]["given"],
-            value=told["value"],
-            **past,
-        )
+        extra = {name: told[name] for name in ("interval", "weight") if name in told}
+        noise_of = lambda *purpose: numbered_noise(past["keys"], told["numbers"], carry.x.shape[2:], *purpose)
+        if way.scheme:
+            extra["shown"] = noise_of(SHOWN)
+        denoise = _denoiser(model, process, params, told["cond"], told["null"], scale, guided, way, extra)
+        stepper = solver
+        if way.keep:
+            stepper = inpainting(solver, told["keep"], told["source"], noise_of(), process.schedule)
+        given, value = told["cond"]["given"], told["value"]
+        return sample.rows(denoise, stepper, times, carry, k, update, given=given, value=value, **past)
 
     return run
 
@@ -148,13 +184,31 @@ def close_window(model, process, guided: bool) -> Callable:
     return run
 
 
-def _denoiser(model, process, params, cond, null, scale, guided):
+def _denoiser(model, process, params, cond, null, scale, guided, way: Way = Way(), extra: Any = None):
+    extra = {} if extra is None else extra
+
     def network(x, t, cond, memory):
         return model.apply({"params": params}, x, t, cond, memory)
 
+    if way.windows is not None:
+        network = windowed(network, way.windows, extra.get("weight"))
+    if way.scheme:
+        network = guidance.history(network, way.scheme, extra["shown"], process.schedule)
+    asked = marked(network)
     if not guided:
-        return process.denoiser(network, cond)
-    return guidance.classifier_free(guidance.doubled(process, network, cond, null), scale)
+        return process.denoiser(asked, cond)
+    interval = tuple(extra["interval"]) if "interval" in extra else (0.0, 1.0)
+    options = {} if way.guide == "cfg" else {"schedule": process.schedule}
+    return GUIDES[way.guide](guidance.doubled(process, asked, cond, null), scale, interval, **options)
+
+
+def marked(network: Callable) -> Callable:
+    """A network that is told that finished frames, those at t = 0, are clean context like given ones."""
+
+    def call(x, t, cond, memory=None):
+        return network(x, t, {**cond, "given": cond["given"] | (t == 0)}, memory)
+
+    return call
 
 
 def frames_of(latents: int, time_factor: int) -> int:
@@ -175,6 +229,29 @@ def in_chunks(pieces: Iterable, time_factor: int) -> Iterator[np.ndarray]:
                 held, wanted = [], CHUNK * time_factor
     if held:
         yield np.concatenate(held)
+
+
+def modules_of(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and all modules that it holds in its fields."""
+    yield module
+    for value in vars(module).values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, nn.Module) and one is not module.parent:
+                yield from modules_of(one)
+
+
+def edited(module: nn.Module, edit: Callable | None) -> nn.Module:
+    """A module like this one whose temporal attention is edited (`jaxvid.sampling.edits`); it takes the same parameters."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name)
+        if field.name == "edit":
+            changes["edit"] = edit
+        elif field.name != "parent" and isinstance(value, nn.Module):
+            changes[field.name] = edited(value, edit)
+        elif isinstance(value, (tuple, list)) and any(isinstance(one, nn.Module) for one in value):
+            changes[field.name] = tuple(edited(one, edit) for one in value)
+    return module.clone(**changes)
 
 
 def computing_in(module: nn.Module, dtype: str) -> nn.Module:

@@ -60,7 +60,7 @@ def weights(tree, seed=0):
 def toy_pipeline(seed=0, described=None):
     described = described or spec()
     model, vae = build(described["model"]), build(described["vae"])
-    x, t = jnp.zeros((1, 1, 2, 2, vae.z)), jnp.zeros((1, 1))
+    x, t = jnp.zeros((1, 8, 2, 2, vae.z)), jnp.zeros((1, 8))
     cond = {"tokens": jnp.zeros((1, 1, described["text_length"]), jnp.int32)}
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, t, cond)["params"])
     pixels = jnp.zeros((1, 1, vae.space_factor, vae.space_factor, 3))

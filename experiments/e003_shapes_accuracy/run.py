@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fresh prompts through the model, and fresh clips through its autoencoder, read by the exact reader.
 
-    python -m experiments.e003_shapes_accuracy.run [--checkpoint DIR] [--clips N] [--seconds S] [--out FILE]
+python -m experiments.e003_shapes_accuracy.run [--checkpoint DIR] [--clips N] [--seconds S] [--out FILE]
 """
 
 import argparse
@@ -72,11 +72,15 @@ def main():
     found["autoencoder alone"], quality = round_trip(pipe, both, shape)
 
     rows = {name: summarise(counts) for name, counts in found.items()}
-    print(f"| {options.clips} clips of {options.seconds:g} s each | {' | '.join(ATTRIBUTES)} | all | 95 % interval |")
+    print(
+        f"| {options.clips} clips of {options.seconds:g} s each | {' | '.join(ATTRIBUTES)} | all | 95 % interval |"
+    )
     print("|---" * (len(ATTRIBUTES) + 3) + "|")
     for name, row in rows.items():
         cells = [f"{100 * row[a]['accuracy']:.1f}" for a in (*ATTRIBUTES, "all")]
-        print(f"| {name} | {' | '.join(cells)} | {100 * row['all']['low']:.1f} to {100 * row['all']['high']:.1f} |")
+        print(
+            f"| {name} | {' | '.join(cells)} | {100 * row['all']['low']:.1f} to {100 * row['all']['high']:.1f} |"
+        )
     print(f"\nAutoencoder: {quality:.2f} dB PSNR. {time.monotonic() - begun:.0f} s in all.")
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:

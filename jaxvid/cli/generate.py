@@ -23,6 +23,14 @@ def arguments(parser):
     )
     add("--image", metavar="FIRST.png", help="the first frame")
     add("--last-image", metavar="LAST.png", help="the last frame")
+    add(
+        "--image-at",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("SECONDS", "IMAGE.png"),
+        help="a frame in between; may be repeated",
+    )
     add("--video", metavar="CLIP.mp4", help="a video to go on from; --seconds is the length of the whole")
     add("--negative", metavar="TEXT", help="what it should not look like")
     add("--seed", type=int, default=0, help="the same seed makes the same video (default: 0)")
@@ -30,7 +38,33 @@ def arguments(parser):
     add("--steps", type=int, help="of sampling")
     add("--guidance", type=float, help="how strongly the text is followed; 1 is plain")
     add("--solver", help="euler, heun, dpmpp_2m, unipc or ancestral")
-    add("--method", help="oneshot, or rollout: chunk by chunk, in memory that does not grow")
+    add(
+        "--method",
+        help="oneshot, rollout (chunk by chunk, in memory that does not grow), ...: see jaxvid methods",
+    )
+    add(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method; may be repeated",
+    )
+    add(
+        "--guidance-interval",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="noise levels between which to guide",
+    )
+    add("--guidance-kind", help="cfg, apg or zero")
+    add(
+        "--cache",
+        type=float,
+        metavar="CHANGE",
+        help="skip network calls while the video changes by less (0.1 to 0.3)",
+    )
+    add("--strength", type=float, help="make --video anew from this noise level on, in (0, 1)")
+    add("--mask", metavar="MASK.png", help="bright where --video is to be made anew")
     add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
     add("--dtype", help="float32 or bfloat16")
     add("--fps", type=float, help="frames per second, one of those that the checkpoint serves")
@@ -76,12 +110,21 @@ def run(options) -> None:
         "method",
         "dtype",
         "fps",
+        "guidance_interval",
+        "guidance_kind",
+        "cache",
+        "strength",
+        "mask",
     )
-    asked = {name: getattr(options, name) for name in names}
-    if options.image or options.last_image or options.video:
+    asked = {**parse_set(options.set), **{name: getattr(options, name) for name in names}}
+    if options.image or options.last_image or options.video or options.image_at:
         progress.note("encoding what is given (compiling the encoder first)")
+    asked["images"] = [(_seconds(at), path) for at, path in options.image_at]
     ready = pipe.prepare(options.prompt, story=story, seconds=options.seconds, size=size, **asked)
     request = ready.request
+    if request.options or options.method:
+        said = ", ".join(f"{name} {value}" for name, value in request.options)
+        progress.note(f"method {request.method}{': ' + said if said else ''}")
     paths = outputs(options.out, request.batch)
     progress.note(
         f"{request.frames} frames of {request.height}x{request.width} at {request.fps:g} fps, {request.steps} steps of"
@@ -91,6 +134,28 @@ def run(options) -> None:
     if options.contact_sheet:
         sheet(paths[0], request.recipe(0), options.contact_sheet)
     print(*paths, sep="\n")
+
+
+def parse_set(pairs: list[str]) -> dict[str, str]:
+    """{'window': '16'} from ['window=16']; what the values mean is the method's to say."""
+    from jaxvid.sampling.methods.table import METHODS
+
+    known = {name for entry in METHODS.values() for name in entry.options}
+    made = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in known:
+            raise InputError(f"--set {pair[:40]!r}: give NAME=VALUE, NAME one of {', '.join(sorted(known))}")
+        made[name] = value.strip()
+    return made
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--image-at {text[:40]!r}: give the time in seconds, then the image") from None
 
 
 def parse_size(text: str | None):

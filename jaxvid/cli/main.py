@@ -23,6 +23,7 @@ from jaxvid.types import InputError
 COMMANDS = {
     "demo": "make a minute of video from a built-in story and let the reader judge it",
     "generate": "make a video from a sentence or a story",
+    "methods": "list the ways to generate: what they need, cost, and where they come from",
     "train": "train from a config file (the same as python -m experiments.run)",
     "plan": "tell what a config needs on devices that need not be here, and whether it fits",
     "info": "tell what a checkpoint is and serves",

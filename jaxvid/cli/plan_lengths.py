@@ -103,7 +103,10 @@ def count(model: Any, geometry: Geometry) -> float:
     args = _inputs(model, int(geometry.frames), geometry.rows, geometry.columns, geometry.text)
     small = _inputs(model, *model.patch, geometry.text)
     params = jax.eval_shape(lambda *a: model.init(jax.random.key(0), a[0], a[1], {"text": a[2]}), *small)
-    with use(attention="reference"), tracing_for("accelerator"):  # chunks of the scan as accelerators have them
+    with (
+        use(attention="reference"),
+        tracing_for("accelerator"),
+    ):  # chunks of the scan as accelerators have them
         return count_flops(
             lambda p, x, t, text: model.apply(p, x, t, {"text": text})[0], params, *args
         ).products

@@ -82,6 +82,84 @@ class Ends:
 
 
 @dataclasses.dataclass(frozen=True)
+class Last:
+    """The last `n` frames: backward prediction. At least one frame is left to denoise, if there are two."""
+
+    n: int = 1
+
+    def __call__(self, key: Array, batch: int, frames: int) -> Bool[jax.Array, "B F"]:
+        n = min(self.n, max(frames - 1, 0))
+        return jnp.broadcast_to(jnp.arange(frames) >= frames - n, (batch, frames))
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """Every `n`-th frame, from the first on: interpolation."""
+
+    n: int = 4
+
+    def __post_init__(self):
+        if self.n < 2:
+            raise InputError(f"Every(n={self.n}): n is at least 2, or nothing is left to denoise")
+
+    def __call__(self, key: Array, batch: int, frames: int) -> Bool[jax.Array, "B F"]:
+        mask = (jnp.arange(frames) % self.n == 0) & (frames > 1)
+        return jnp.broadcast_to(mask, (batch, frames))
+
+
+@dataclasses.dataclass(frozen=True)
+class One:
+    """One frame, drawn uniformly; none where there is but one."""
+
+    def __call__(self, key: Array, batch: int, frames: int) -> Bool[jax.Array, "B F"]:
+        place = jax.random.randint(key, (batch, 1), 0, frames)
+        return (jnp.arange(frames)[None] == place) & (frames > 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chance:
+    """Each frame with probability `p`, always leaving one: random completion, and FAR's stochastic clean context (0.1).
+
+    Ref: Gu et al., FAR, arXiv 2503.19325; Chen et al., SEINE, arXiv 2310.20700.
+    """
+
+    p: float = 0.1
+
+    def __post_init__(self):
+        if not 0 <= self.p < 1:
+            raise InputError(f"Chance(p={self.p}): wanted a probability in [0, 1)")
+
+    def __call__(self, key: Array, batch: int, frames: int) -> Bool[jax.Array, "B F"]:
+        u = jax.random.uniform(key, (batch, frames))
+        return (u < self.p) & (u < jnp.max(u, 1, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class PastFuture:
+    """The first `past` frames with probability `keep`, and, independently, the last `future` ones.
+
+    One model for prediction, backward prediction, interpolation and generation. Clips too short for both and a frame between
+    get none.
+
+    Ref: Voleti et al., MCVD, arXiv 2205.09853.
+    """
+
+    past: int = 2
+    future: int = 2
+    keep: float = 0.5
+
+    def __post_init__(self):
+        if self.past < 0 or self.future < 0 or not 0 <= self.keep <= 1:
+            raise InputError(f"{self}: wanted past and future of at least 0 frames, keep in [0, 1]")
+
+    def __call__(self, key: Array, batch: int, frames: int) -> Bool[jax.Array, "B F"]:
+        coin = jax.random.uniform(key, (batch, 2, 1)) < self.keep
+        frame = jnp.arange(frames)[None]
+        mask = (coin[:, 0] & (frame < self.past)) | (coin[:, 1] & (frame >= frames - self.future))
+        return mask & (self.past + self.future < frames)
+
+
+@dataclasses.dataclass(frozen=True)
 class Subset:
     """Each frame with a probability that is itself uniform in [0, `most`] for each clip: any-frame conditioning."""
 

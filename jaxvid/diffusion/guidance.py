@@ -17,10 +17,12 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxvid.diffusion.process import Process
-from jaxvid.diffusion.schedule import RectifiedFlow, Schedule, over_frames
-from jaxvid.types import Array, Cond, Denoiser, Memory, Network
+from jaxvid.diffusion.schedule import RectifiedFlow, Schedule, add_noise, over_frames
+from jaxvid.types import Array, Cond, Denoiser, InputError, Memory, Network
 
 Pair = Callable[..., tuple[tuple[Array, Array], Memory]]
+Scheme = tuple[tuple[float, float], ...]
+Interval = tuple[float | Array, float | Array]  # may be traced
 
 
 def doubled(process: Process, network: Network, cond: Cond, null: Cond | None = None) -> Pair:
@@ -57,7 +59,7 @@ def two(told: Denoiser, untold: Denoiser) -> Pair:
     return pair
 
 
-def classifier_free(pair: Pair, scale: float | Array, interval: tuple[float, float] = (0.0, 1.0)) -> Denoiser:
+def classifier_free(pair: Pair, scale: float | Array, interval: Interval = (0.0, 1.0)) -> Denoiser:
     """v = c + (scale - 1)(c - u) on frames with `interval[0] < t <= interval[1]`, c elsewhere.
 
     Ref: Ho & Salimans, arXiv 2207.12598; interval: Kynkaanniemi et al., arXiv 2404.07724.
@@ -73,7 +75,7 @@ def classifier_free(pair: Pair, scale: float | Array, interval: tuple[float, flo
 def apg(
     pair: Pair,
     scale: float | Array,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Interval = (0.0, 1.0),
     *,
     parallel: float = 0.0,
     largest: float = 15.0,
@@ -99,7 +101,7 @@ def apg(
 def cfg_zero_star(
     pair: Pair,
     scale: float | Array,
-    interval: tuple[float, float] = (0.0, 1.0),
+    interval: Interval = (0.0, 1.0),
     *,
     schedule: Schedule = RectifiedFlow(),
 ) -> Denoiser:
@@ -117,6 +119,68 @@ def cfg_zero_star(
         return c + _strength(scale, interval, t, c) * back(v_c - base), memory
 
     return denoise
+
+
+def history(network: Network, scheme: Scheme, noise: Array, schedule: Schedule = RectifiedFlow()) -> Network:
+    """A network that asks `network` once for each variant of the given frames, and adds what it says by weight.
+
+    A variant is a level at which the given frames (`cond['given']`) are shown: 0 clean, with their mark; between, noised
+    and not marked; 1 nothing but noise, which hides them. All variants are one batch. `scheme` is ((level, weight), ..),
+    weights summing to one: see `history_scheme`. `noise` [B, F, ...] is what given frames are noised with.
+    Where nothing is given, the variants are the same and the answer is the network's.
+
+    Ref: Song et al., History-Guided Video Diffusion (DFoT), arXiv 2502.06764.
+    """
+    levels, weights = zip(*scheme, strict=True)
+
+    def call(x: Array, t: Array, cond: Cond, memory: Memory = None) -> tuple[Array, Memory]:
+        given = cond.get("given")
+        if given is None:
+            return network(x, t, cond, memory)
+        if memory is not None and len(levels) > 1:
+            raise InputError(
+                "history guidance shows the past anew in every call; a model that remembers it cannot"
+            )
+        eps = jnp.tile(noise, (x.shape[0] // noise.shape[0],) + (1,) * (x.ndim - 1)).astype(x.dtype)
+        shown = [jnp.where(given, jnp.asarray(level, t.dtype), t) for level in levels]
+        seen = [
+            jnp.where(over_frames(given, x), add_noise(schedule, x, eps, jnp.full_like(t, level)), x)
+            for level in levels
+        ]
+        marks = [given if level == 0 else jnp.zeros_like(given) for level in levels]
+        many = {name: jnp.concatenate([value] * len(levels)) for name, value in cond.items()}
+        many["given"] = jnp.concatenate(marks)
+        out, memory = network(jnp.concatenate(seen), jnp.concatenate(shown), many, memory)
+        parts = jnp.split(out, len(levels))
+        return sum(weight * part for weight, part in zip(weights, parts, strict=True)), memory
+
+    return call
+
+
+def history_scheme(scale: float, fraction: float | None = None, shown: float = 0.0) -> Scheme:
+    """((level, weight), ..) of history guidance: vanilla, or fractional with history at level `fraction` in (0, 1).
+
+    vanilla      scale e(shown) + (1 - scale) e(1)
+    fractional   e(shown) + (scale - 1) (e(fraction) - e(1))
+
+    `shown` is above 0 where the history was itself generated (a stabilised roll-out; 0.02 is usual). Variants of equal
+    level are merged and those of weight 0 left out, so that scale 1 is a single call.
+    """
+    if not 0 <= shown < 1 or (fraction is not None and not 0 < fraction < 1):
+        raise InputError(
+            f"history levels shown={shown}, fraction={fraction}: wanted 0 <= shown < 1, 0 < fraction < 1"
+        )
+    if fraction is None:
+        return merged(((shown, float(scale)), (1.0, 1.0 - scale)))
+    return merged(((shown, 1.0), (fraction, scale - 1.0), (1.0, 1.0 - scale)))
+
+
+def merged(scheme: Scheme) -> Scheme:
+    """The same guidance with one variant for each level, and none of weight 0."""
+    weights: dict[float, float] = {}
+    for level, weight in scheme:
+        weights[level] = weights.get(level, 0.0) + weight
+    return tuple((level, weight) for level, weight in weights.items() if weight)
 
 
 def project(c: Array, difference: Array, parallel: float, largest: float) -> Array:
@@ -143,7 +207,7 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a * b, axis=tuple(range(2, a.ndim)), keepdims=True)
 
 
-def _strength(scale: float | Array, interval: tuple[float, float], t: Array, x: Array) -> Array:
+def _strength(scale: float | Array, interval: Interval, t: Array, x: Array) -> Array:
     """scale - 1 on frames inside the interval, else 0; `scale` is a number or [B]."""
     scale = jnp.asarray(scale, x.dtype)
     scale = scale[:, None] if scale.ndim == 1 else scale

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxvid.diffusion.schedule import shifted
+from jaxvid.diffusion.prediction import check_kind
+from jaxvid.diffusion.schedule import RectifiedFlow, Schedule, shifted
 from jaxvid.types import Array, InputError
 
 Levels = Callable[[Array, int, int], tuple[Array, Array]]
@@ -209,6 +210,81 @@ class Blocks:
     ) -> tuple[Float[jax.Array, "B F"], Float[jax.Array, "B F"]]:
         t, weight = self.sampler(key, batch, -(-frames // self.block))
         return jnp.repeat(t, self.block, 1)[:, :frames], jnp.repeat(weight, self.block, 1)[:, :frames]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Any other sampler, with a loss on the `last` frames only: the frames before them are there to be looked at.
+
+    Ref: Gu et al., FAR, arXiv 2503.19325.
+    """
+
+    sampler: Levels = Independent()
+    last: int = 16
+
+    def __call__(
+        self, key: Array, batch: int, frames: int
+    ) -> tuple[Float[jax.Array, "B F"], Float[jax.Array, "B F"]]:
+        t, weight = self.sampler(key, batch, frames)
+        return t, jnp.where(jnp.arange(frames)[None] >= frames - self.last, weight, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedSNR:
+    """Any other sampler, frames weighted by how clean they and their past are: see `fused_weights`.
+
+    kind      what the loss is on: 'flow', 'eps', 'v' or 'x0'
+    clip      greatest ratio of signal to noise that counts; decay: how slowly the past is forgotten
+
+    Ref: Chen et al., Diffusion Forcing, arXiv 2407.01392 (appendix; the weights of its released code).
+    """
+
+    sampler: Levels = Independent()
+    schedule: Schedule = RectifiedFlow()
+    kind: str = "flow"
+    clip: float = 5.0
+    decay: float = 0.96
+
+    def __post_init__(self):
+        check_kind(self.kind, "kind")
+        if not (self.clip > 0 and 0 <= self.decay < 1):
+            raise InputError(
+                f"FusedSNR clip={self.clip}, decay={self.decay}: wanted clip > 0, decay in [0, 1)"
+            )
+
+    def __call__(
+        self, key: Array, batch: int, frames: int
+    ) -> tuple[Float[jax.Array, "B F"], Float[jax.Array, "B F"]]:
+        t, weight = self.sampler(key, batch, frames)
+        ratio = (self.schedule.alpha(t) / jnp.maximum(self.schedule.sigma(t), 1e-3)) ** 2
+        return t, weight * fused_weights(ratio, self.kind, self.clip, self.decay)
+
+
+def fused_weights(
+    ratio: Float[jax.Array, "B F"], kind: str, clip: float = 5.0, decay: float = 0.96
+) -> Float[jax.Array, "B F"]:
+    """Loss weights from signal-to-noise ratios of frames, each fused with those before it.
+
+    With r = min(ratio, clip) / clip, q = ratio / clip and h a running mean of r over the past (0 before the first frame),
+
+        R = 1 - (1 - decay h) (1 - r),   Q = 1 - (1 - decay h) (1 - q)
+
+    the weight of an error in x0 is R clip; of an error told as another kind, that over the square of how the kind scales
+    it at ratio Q clip: R / Q for eps, R clip / (Q clip + 1) for v, R clip / (sqrt(Q clip) + 1)^2 for flow.
+    """
+    r, q = jnp.minimum(ratio, clip) / clip, ratio / clip
+
+    def step(mean: Array, now: Array):
+        return jnp.where(mean < 0, now, decay * mean + (1 - decay) * now), jnp.maximum(mean, 0)
+
+    past = jnp.moveaxis(jax.lax.scan(step, -jnp.ones_like(r[:, 0]), jnp.moveaxis(r, 1, 0))[1], 0, 1)
+    own, fused = (1 - (1 - decay * past) * (1 - one) for one in (r, q))
+    if kind == "eps":
+        return own / jnp.maximum(fused, 1e-6)
+    if kind == "x0":
+        return own * clip
+    signal = fused * clip
+    return own * clip / (signal + 1 if kind == "v" else (jnp.sqrt(signal) + 1) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,10 @@ class TextToVideo(nn.Module):
     def init_memory(self, batch: int, height: int, width: int):
         return self.dit.init_memory(batch, height, width)
 
+    @nn.nowrap
+    def teaching(self):
+        return self.dit.teaching()
+
     def encode_text(self, tokens: Int[Array, "B S L"]) -> dict[str, Array]:
         """{'text': [B, S, L, D], 'text_mask': [B, S, L]}."""
         text, mask = self.text_encoder(tokens)

@@ -56,6 +56,15 @@ class VideoDiT(nn.Module):
             return None
         return self.stack.init_memory(batch, (height // self.patch[1], width // self.patch[2]), self.width)
 
+    @nn.nowrap
+    def teaching(self):
+        """The memory with which frames [0, T/2) are the clean copy of frames [T/2, T): see `diffusion.context`."""
+        if self.patch[0] != 1:
+            raise InputError(
+                f"patch {self.patch} joins frames of different levels; use one of 1 frame to be taught so"
+            )
+        return self.stack.teaching()
+
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"], t: Float[Array, "B T"], cond: Cond, memory=None):
         """Returns (prediction float32 [B, T, H, W, C], memory). ``t`` in [0, 1], 0 clean.

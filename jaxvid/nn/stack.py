@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from jaxvid.nn.layers import FeedForward, named, normalise
 from jaxvid.nn.mixers.cross import Cross
 from jaxvid.sharding import cut_frames
+from jaxvid.types import InputError
 
 
 def modulate(x: Float[Array, "B T H W D"], shift: Float[Array, "B T D"], scale: Float[Array, "B T D"]):
@@ -90,6 +91,16 @@ class Stack(nn.Module):
         if not self.causal:
             return None
         one = tuple(m.init_memory(batch, grid, width) for m in self.mixers)
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), one)
+
+    @nn.nowrap
+    def teaching(self):
+        """The memory of all layers for training with the clean video beside the noisy one (see `Attention.teaching`)."""
+        if not all(hasattr(m, "teaching") for m in self.mixers):
+            raise InputError(
+                "a layer cannot be taught with the clean past beside the noisy video; attention can"
+            )
+        one = tuple(m.teaching() for m in self.mixers)
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), one)
 
     @nn.compact

@@ -138,6 +138,40 @@ def given(plan: LevelPlan, mask: Sequence[bool] | np.ndarray) -> LevelPlan:
     return LevelPlan(k[busy], update[busy])
 
 
+def keyframes(steps: int, frames: int, every: int) -> LevelPlan:
+    """Every `every`-th frame and the last one first, all together; then the frames between them, which see them clean.
+
+    Ref: keyframes, then interpolation: Song et al., DFoT, arXiv 2502.06764.
+    """
+    if not 1 <= every:
+        raise InputError(f"every={every}: keyframes are at least 1 latent frame apart")
+    key = (np.arange(frames) % every == 0) | (np.arange(frames) == frames - 1)
+    return from_starts(np.where(key, 0, steps), steps)
+
+
+def from_level(plan: LevelPlan, first: int) -> LevelPlan:
+    """The same plan for frames that begin at level `first`, not at 1: a video that is noised in part and made anew.
+
+    Frames wait at `first` until their turn; rows in which nothing is left to do are dropped.
+
+    Ref: Meng et al., SDEdit, arXiv 2108.01073.
+    """
+    steps = plan.steps
+    if not 1 <= first <= steps:
+        raise InputError(f"first level {first} is not in 1..{steps}")
+    k, update = np.maximum(plan.k, first), plan.update & (plan.k >= first)
+    busy = update.any(1)
+    return LevelPlan(k[busy], update[busy])
+
+
+def strength_level(strength: float, times: Sequence[float] | np.ndarray) -> int:
+    """The first level of a time table [S + 2] that is not above `strength` in (0, 1]: where to begin. 1 is all noise."""
+    times = np.asarray(times)
+    if not 0 < strength <= 1:
+        raise InputError(f"strength={strength}: wanted a noise level in (0, 1]; 1 makes all of it anew")
+    return min(1 + int(np.sum(times[1:-1] > strength + 1e-6)), len(times) - 2)
+
+
 def check(plan: LevelPlan, steps: int, frames: int | None = None, finishes: bool = True) -> LevelPlan:
     """`plan` itself if a solver can follow it, an InputError that names the first offence otherwise.
 

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxvid.diffusion.context import teacher_forced
 from jaxvid.diffusion.process import Process
 from jaxvid.nn.layers import along
 from jaxvid.training.losses import reconstruction_loss
@@ -32,7 +33,8 @@ class DiffusionTask:
 
     model: a network ``(x, t, cond, memory) -> (prediction, memory)``; levels: ``(key, B, T) -> (t, weight)``;
     given: ``(key, B, T) -> bool [B, T]`` (`jaxvid.diffusion.given`) or None; drop_text: how often the
-    null text stands for the captions.
+    null text stands for the captions; teacher: whether noisy frames see the clean ones before their block, for causal
+    attention that will generate with a memory (`jaxvid.diffusion.context`).
     """
 
     model: nn.Module
@@ -40,6 +42,7 @@ class DiffusionTask:
     levels: Callable[..., Any]
     given: Callable[..., Any] | None = None
     drop_text: float = 0.1
+    teacher: bool = False
 
     def __post_init__(self):
         if not 0 <= self.drop_text <= 1:
@@ -59,6 +62,8 @@ class DiffusionTask:
         def network(x: Array, t: Array, cond: Cond, memory: Any = None) -> tuple[Array, Any]:
             return self.model.apply(variables, x, t, cond, memory)  # type: ignore[return-value]
 
+        if self.teacher:
+            network = teacher_forced(network, video.x, self.model.teaching())  # type: ignore[attr-defined]
         return self.process.loss(network, video, cond, t, weight, noise)
 
     def _cond(self, key: Array, video: Video, cond: Cond) -> dict[str, Array]:

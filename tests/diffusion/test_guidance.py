@@ -7,6 +7,7 @@ import pytest
 from jaxvid.diffusion import guidance
 from jaxvid.diffusion.process import Process
 from jaxvid.diffusion.schedule import Cosine, over_frames
+from jaxvid.types import InputError
 
 SHAPE = (2, 4, 2, 3, 2)
 T = jnp.array([[0.0, 0.2, 0.6, 1.0], [1.0, 0.6, 0.2, 0.0]])
@@ -109,3 +110,45 @@ def test_another_scale_compiles_nothing():
     assert run._cache_size() == 1 and not np.array_equal(one, three)
     per_sample = guidance.classifier_free(pair(), jnp.array([1.0, 3.0]))(X, T)[0]
     assert np.allclose(per_sample[0], one[0], atol=1e-6) and np.allclose(per_sample[1], three[1], atol=1e-6)
+
+
+def test_history_schemes_sum_to_one():
+    assert guidance.history_scheme(4.0) == ((0.0, 4.0), (1.0, -3.0))
+    assert guidance.history_scheme(3.0, 0.5) == ((0.0, 1.0), (0.5, 2.0), (1.0, -2.0))
+    assert guidance.history_scheme(1.0) == ((0.0, 1.0),) == guidance.history_scheme(1.0, 0.3)
+    assert guidance.merged(((0.0, 1.0), (1.0, -3.0), (0.0, 3.0))) == ((0.0, 4.0), (1.0, -3.0))
+    for scale, fraction, shown in ((4.0, None, 0.02), (2.5, 0.7, 0.0)):
+        assert abs(sum(w for _, w in guidance.history_scheme(scale, fraction, shown)) - 1) < 1e-12
+    for wrong in ((2.0, None, 1.0), (2.0, 1.0, 0.0)):
+        with pytest.raises(InputError):
+            guidance.history_scheme(*wrong)
+
+
+def test_history_guidance_shows_the_past_at_each_level():
+    x, eps = jax.random.normal(jax.random.key(0), (2, 2, 4, 3))
+    t = jnp.array([[0, 0, 0.6, 0.9]] * 2)
+    given = jnp.array([[1, 1, 0, 0]] * 2, bool)
+
+    def net(x, t, cond, memory=None):
+        total = jnp.mean(x, 1, keepdims=True) + jnp.sum(t, 1)[:, None, None]
+        return jnp.tanh(x + total) + jnp.sum(cond["given"], 1)[:, None, None], memory
+
+    def at(level):
+        seen = jnp.where(given[..., None], (1 - level) * x + level * eps, x)
+        marks = given if level == 0 else jnp.zeros_like(given)
+        return net(seen, jnp.where(given, level, t), {"given": marks})[0]
+
+    for scale, fraction in ((4.0, None), (3.0, 0.5)):
+        scheme = guidance.history_scheme(scale, fraction)
+        out = guidance.history(net, scheme, eps)(x, t, {"given": given})[0]
+        wanted = sum(weight * at(level) for level, weight in scheme)
+        assert np.allclose(out, wanted, atol=1e-5)
+    # masked history cannot be told apart from any other
+    hidden = guidance.history(net, ((1.0, 1.0),), eps)
+    other = jnp.where(given[..., None], x + 3, x)
+    assert np.array_equal(hidden(x, t, {"given": given})[0], hidden(other, t, {"given": given})[0])
+    # SkyReels' conditioning on a slightly noisy past, and nothing to show
+    shown = guidance.history(net, ((0.02, 1.0),), eps)
+    assert np.allclose(shown(x, t, {"given": given})[0], at(0.02), atol=1e-6)
+    none = {"given": jnp.zeros_like(given)}
+    assert np.allclose(guidance.history(net, scheme, eps)(x, t, none)[0], net(x, t, none)[0], atol=1e-5)

@@ -22,6 +22,8 @@ SAMPLERS = [
     levels.Blocks(levels.Independent(), 3),
     levels.Blocks(levels.FoPP(20), 3),
     levels.Mix((levels.OnePerClip(), levels.FoPP(30)), (1, 3)),
+    levels.Scored(last=3),
+    levels.FusedSNR(),
 ]
 GIVEN = [
     given.Nothing(),
@@ -30,6 +32,11 @@ GIVEN = [
     given.Prefix(lengths=(1, 3)),
     given.Ends(),
     given.Subset(0.9),
+    given.Last(3),
+    given.Every(2),
+    given.One(),
+    given.Chance(0.9),
+    given.PastFuture(),
     levels.Mix((given.Nothing(), given.First(), given.Ends())),
 ]
 
@@ -159,3 +166,36 @@ def test_bad_settings_are_named(make):
     with pytest.raises(InputError) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_fused_weights_by_hand():
+    """Ratios 4, 1, 1/4 at clip 5 and decay 0.96, and a first frame that is cleaner than what counts."""
+    ratio = jnp.array([[4.0, 1.0, 0.25], [10.0, 1.0, 0.25]])
+    own = np.array([[0.8, 0.8144, 0.757712], [1.0, 0.968, 0.93282]])
+    np.testing.assert_allclose(levels.fused_weights(ratio, "x0") / 5, own, atol=1e-5)
+    np.testing.assert_allclose(levels.fused_weights(ratio, "v")[0], [0.8, 0.80284, 0.79117], atol=1e-4)
+    np.testing.assert_allclose(levels.fused_weights(ratio, "eps"), [[1, 1, 1], [0.5, 1, 1]], atol=1e-5)
+    flow = own[0] * 5 / (np.sqrt(own[0] * 5) + 1) ** 2  # below the clip R is Q
+    np.testing.assert_allclose(levels.fused_weights(ratio, "flow")[0], flow, atol=1e-4)
+
+
+def test_only_the_last_frames_are_scored(key):
+    t, weight = draw(levels.Scored(levels.FoPP(10), 2), key, 3, 5)
+    assert weight.tolist() == [[0, 0, 0, 1, 1]] * 3
+    np.testing.assert_array_equal(t, draw(levels.FoPP(10), key, 3, 5)[0])
+
+
+def test_masks_of_completion(key):
+    assert draw(given.Last(2), key, 1, 5).tolist() == [[False] * 3 + [True] * 2]
+    assert draw(given.Every(2), key, 1, 5).tolist() == [[True, False] * 2 + [True]]
+    one = np.asarray(draw(given.One(), key, 4000, 5))
+    assert np.all(one.sum(1) == 1) and np.allclose(one.mean(0), 0.2, atol=0.03)
+    some = np.asarray(draw(given.Chance(0.1), key, 4000, 8))
+    assert abs(some.mean() - 0.1) < 0.01
+    both = np.asarray(draw(given.PastFuture(2, 1), key, 4000, 6))
+    kinds = both[:, [0, 5]] @ [2, 1]
+    assert np.allclose(np.bincount(kinds, minlength=4) / 4000, 0.25, atol=0.03)  # MCVD's four tasks
+    assert not both[:, 2:5].any() and np.array_equal(both[:, 0], both[:, 1])
+    for wrong in (lambda: given.Every(1), lambda: given.Chance(1.0), lambda: given.PastFuture(-1)):
+        with pytest.raises(InputError):
+            wrong()

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvid.sampling import noise
 from jaxvid.sampling.noise import STEP, fold, frame_noise, freenoise_indices, seed_keys
 from jaxvid.types import InputError
 
@@ -59,3 +60,41 @@ def test_freenoise_covers_every_length(frames, window, stride):
 def test_freenoise_refuses_a_stride_wider_than_its_window():
     with pytest.raises(InputError):
         freenoise_indices(jax.random.key(0), 8, 4, 5)
+
+
+def test_mixed_noise_keeps_unit_variance():
+    keep, add = noise.mixed_noise(1.0, 0.0, 4.0), noise.mixed_noise(0.0, 1.0, 4.0)
+    assert abs(keep - 0.970143) < 1e-6 and abs(add - 0.242536) < 1e-6 and abs(keep**2 + add**2 - 1) < 1e-12
+
+
+def test_the_low_pass_filter_and_its_blends():
+    keep = noise.low_pass((16, 40, 64))
+    assert keep[0, 0, 0] == 1 and np.all(keep <= 1)
+    assert abs(float(noise.mixed_deviation(keep)) - 0.9515) < 5e-4
+    corner = noise.low_pass((16, 4, 4), 0.25, 0.25)[8, 2, 2]
+    assert abs(float(jnp.log(corner)) - np.log(3.8e-11)) < 0.02
+    assert noise.low_pass((1, 4, 4))[0, 0, 0] == 1  # a single frame is all frequency 0
+    a, b = jax.random.normal(jax.random.key(0), (2, 1, 6, 4, 5, 2))
+    keep = noise.low_pass((6, 4, 5))
+    assert np.allclose(noise.spectral_blend(a, a, keep), a, atol=1e-6)
+    assert np.allclose(noise.spectral_blend(a, b, jnp.ones_like(keep)), a, atol=1e-6)
+    # the mean, frequency 0, is all of the first one's
+    assert np.allclose(noise.spectral_blend(a, b, keep).mean((1, 2, 3)), a.mean((1, 2, 3)), atol=1e-6)
+
+
+def test_the_coherent_tail_is_unit_noise_with_the_low_frequencies_of_its_neighbour():
+    last = 0.8 * frame_noise(seed_keys([1, 2]), 0, 1, (48, 48, 4))
+    fresh = frame_noise(seed_keys([3, 4]), 0, 1, (48, 48, 4))
+    tail = np.asarray(noise.coherent_tail(last, fresh))
+    assert tail.shape == last.shape and abs(tail.std() - 1) < 0.02
+    scale = float(noise.mixed_deviation(noise.low_pass((1, 48, 48))))
+    plain = noise.coherent_tail(last, fresh, renormalise=False)
+    assert np.allclose(tail * scale, plain, atol=1e-5)
+    unit = last / np.sqrt((np.asarray(last) ** 2).mean((1, 2, 3, 4), keepdims=True))
+    assert np.allclose(plain.mean((2, 3)), unit.mean((2, 3)), atol=1e-5)
+
+
+def test_numbered_noise_is_that_of_the_frames():
+    keys = seed_keys([7])
+    whole = np.asarray(draw(keys, 0, 6, SHAPE))
+    assert np.array_equal(noise.numbered_noise(keys, jnp.array([4, 0, 4]), SHAPE), whole[:, [4, 0, 4]])

@@ -132,3 +132,27 @@ def test_bad_plans_are_refused_in_one_line(make, word):
     with pytest.raises(InputError) as error:
         make()
     assert word in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keyframes_come_first():
+    assert digits(plans.keyframes(3, 5, 4).k) == ["10001", "20002", "30003", "41114", "42224", "43334"]
+    assert digits(plans.keyframes(2, 4, 2).k) == ["1011", "2022", "3133", "3233"]
+    assert plans.keyframes(3, 5, 1) == plans.together(3, 5)
+
+
+def test_a_video_noised_in_part_begins_at_a_level():
+    draw = np.random.default_rng(2)
+    for _ in range(200):
+        steps = int(draw.integers(1, 9))
+        plan = make_level_plan(int(draw.integers(1, 7)), steps, int(draw.integers(0, 9)))
+        first = int(draw.integers(1, steps + 1))
+        short = plans.from_level(plan, first)
+        plans.check(short, steps)
+        assert np.all(short.update.sum(0) == steps + 1 - first) and np.all(short.k[0] >= first)
+    assert plans.from_level(plan, 1).update.sum() == plan.update.sum()
+    times = plans.time_table(4)  # 1, 1, .75, .5, .25, 0
+    levels = [plans.strength_level(s, times) for s in (1.0, 0.9, 0.75, 0.5, 0.3, 0.01)]
+    assert levels == [1, 2, 2, 3, 4, 4]
+    for wrong in (lambda: plans.from_level(plan, 0), lambda: plans.strength_level(0.0, times)):
+        with pytest.raises(InputError):
+            wrong()

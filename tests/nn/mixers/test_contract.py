@@ -15,6 +15,7 @@ import jaxvid.nn.mixers
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.nn.mixers.mate import mate
+from jaxvid.nn.mixers.temporal import Temporal
 from jaxvid.nn.mixers.window import Window
 
 B, T, H, W, D = 2, 6, 3, 4, 16
@@ -25,12 +26,15 @@ BIDIRECTIONAL = {
     "window shifted": Window((4, 2, 2), shifted=True, head=8),
     **{f"mate{k}": mate(k, window=(4, 2, 2), head=8, state=4, chunk=16) for k in range(2)},
     "attention": Attention(head=8),
+    "temporal": Temporal(head=8),
 }
 CAUSAL = {
     "mamba0": Mamba(order=0, causal=True, review=None, head=8, state=4, chunk=16),
     "mamba1 block": Mamba(order=1, causal=True, review=None, block=2, head=8, state=4, chunk=16),
     "attention": Attention(causal=True, window=3, head=8),
     "attention block": Attention(causal=True, window=4, block=2, head=8),
+    "attention sink": Attention(causal=True, window=1, sink=2, head=8),
+    "attention sink block": Attention(causal=True, window=2, sink=1, block=2, head=8),
 }
 
 

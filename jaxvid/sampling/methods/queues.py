@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods whose window holds frames at every level, so that a finished one leaves while a new one enters."""
+
+from __future__ import annotations
+
+from jaxvid.sampling.methods.method import Method, Setting
+from jaxvid.sampling.stream import queue
+from jaxvid.sampling.windows import partitions
+from jaxvid.types import InputError
+
+
+def fifo(setting: Setting, *, window: int = -1, ahead: bool = True, coherent: bool = False) -> Method:
+    """A queue with one frame at each solver step; every row finishes one and takes in another.
+
+    The queue is cut into the model's `window`s (-1: the checkpoint's, rounded to even); with `ahead` they overlap by a
+    half and each frame is denoised in sight of half a window of cleaner ones. `coherent` makes the frame that enters share
+    its low frequencies with the one before it (Ouroboros). The queue fills as a staircase: no frames are thrown away.
+    """
+    steps = setting.steps
+    size = min(setting.window, steps) if window < 0 else window
+    size += size % 2
+    if size < 2:
+        raise InputError(f"fifo window={window}: at least 2 latent frames")
+    stride = size // 2 if ahead else size
+    length = steps + (stride if ahead else 0)
+    length = size + -(-max(length - size, 0) // stride) * stride
+    segments = queue(setting.frames, steps, 1, window=length)
+    split = partitions(length, size, ahead) if length > size else None
+    return Method(segments, length, windows=split, tail=coherent)
+
+
+def sliding(setting: Setting, *, ar_step: int = 5, block: int = 1, window: int = -1) -> Method:
+    """AR-Diffusion's scheduler: blocks start `ar_step` rows one after the other, and a window slides along with them.
+
+    `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way.
+    """
+    size = setting.window if window < 0 else window
+    size = size // block * block if block > 0 else size
+    return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)

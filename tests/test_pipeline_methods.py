@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method through the pipeline at toy size: lengths, compilations, prompts, and what each promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvid.config import build, call
+from jaxvid.models.video_dit import VideoDiT
+from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.mamba import Mamba
+from jaxvid.nn.mixers.temporal import Temporal
+from jaxvid.nn.mixers.window import Window
+from jaxvid.sampling.methods.table import METHODS
+from jaxvid.types import InputError
+from tests.toy_pipeline import FPS, spec, toy_pipeline
+
+LONG = 93 / FPS  # seconds of 93 frames: 24 latent frames, where windows hold 16
+COMMON = {"width": 32, "head": 16, "channels": 4, "text_width": 16}
+
+
+def described(*mixers):
+    made = spec()
+    made["model"]["dit"] = call(VideoDiT, mixers=mixers, **COMMON).to_dict()
+    return made
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """Spatial and temporal attention, the twin whose attention can be edited."""
+    return toy_pipeline(described=described(call(Window, window=(1, 8, 8), head=16), call(Temporal, head=16)))
+
+
+@pytest.fixture(scope="module")
+def causal():
+    mixers = (
+        call(Attention, head=16, causal=True, window=16, block=8),
+        call(Mamba, order=0, causal=True, review=None, head=16, state=8, chunk=16),
+    )
+    return toy_pipeline(described=described(*mixers))
+
+
+def make(pipe, method, seconds=LONG, **options):
+    return pipe("a red star", seconds=seconds, seed=3, method=method, guidance=1, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return make(pipe, "oneshot")
+
+
+OPTIONS = {"sliding": {"ar_step": 1}, "fifo": {"window": 2}, "skyreels": {"ar_step": 2, "block": 8}}
+BIDIRECTIONAL = [name for name, entry in METHODS.items() if not {"causal"} & set(entry.needs)]
+
+
+@pytest.mark.parametrize("name", [name for name in BIDIRECTIONAL if name != "oneshot"])
+def test_every_method_makes_a_video_of_its_own(pipe, plain, name):
+    clip = make(pipe, name, **OPTIONS.get(name, {}))
+    assert clip.latents.shape == plain.latents.shape == (24, 2, 2, 4) and len(clip) == 93
+    assert np.isfinite(clip.latents).all() and clip.latents.std() > 0.1
+    assert np.abs(clip.latents - plain.latents).max() > 1e-3
+    assert clip.recipe["method"] == name and clip.recipe["options"] == OPTIONS.get(name, {})
+
+
+@pytest.mark.parametrize("name", [name for name in BIDIRECTIONAL if METHODS[name].memory == "constant"])
+def test_a_longer_stream_compiles_nothing_and_begins_the_same(pipe, name):
+    short = make(pipe, name, **OPTIONS.get(name, {}))
+    before = pipe.compilations
+    longer = make(pipe, name, seconds=189 / FPS, **OPTIONS.get(name, {}))
+    assert pipe.compilations == before
+    np.testing.assert_allclose(longer.latents[:15], short.latents[:15], atol=1e-4)
+
+
+def test_one_window_is_ordinary_sampling(pipe):
+    short = 45 / FPS  # 12 latent frames, padded to the window of 16
+    plain = make(pipe, "oneshot", short)
+    for name in ("rollout", "genl", "blend", "freenoise", "freelong", "history"):
+        options = {"shown": 0.0} if name == "history" else {}
+        np.testing.assert_allclose(make(pipe, name, short, **options).latents, plain.latents, atol=1e-5)
+
+
+def test_memory_makes_chunks_of_a_causal_model(causal):
+    rolled, kv, state = (make(causal, name) for name in ("rollout", "causal-kv", "mamba-state"))
+    assert np.array_equal(rolled.latents, kv.latents) and np.array_equal(rolled.latents, state.latents)
+    before = causal.compilations
+    make(causal, "causal-kv", 189 / FPS)
+    assert causal.compilations == before and before["commit"] == 1
+    guided = causal("a red star", seconds=LONG, seed=3, method="causal-kv", guidance=2)
+    assert np.abs(guided.latents - kv.latents).max() > 1e-3
+
+
+def test_wrong_pairings_are_refused(pipe, causal):
+    with pytest.raises(InputError, match="'causal-kv' needs .* nearest that works is 'rollout'"):
+        make(pipe, "causal-kv")
+    with pytest.raises(InputError, match="'freenoise' needs .*temporal attention.* 'genl'"):
+        make(causal, "freenoise")
+    with pytest.raises(InputError, match="has no option 'stride'"):
+        make(pipe, "fifo", stride=3)
+    with pytest.raises(InputError, match="cannot be cached"):
+        make(pipe, "oneshot", solver="heun", cache=0.1)
+
+
+def test_prompts_over_time_reach_every_method(pipe):
+    story = [(0, "a red star"), (6, "a blue ring")]
+    for name in ("fifo", "genl"):
+        options = OPTIONS.get(name, {})
+        told = pipe(story=story, seconds=LONG, seed=3, method=name, guidance=1, **options)
+        alone = make(pipe, name, **options)
+        assert np.abs(told.latents - alone.latents)[-4:].max() > 1e-3
+
+
+def test_the_interval_saves_calls_and_guidance_kinds_differ(pipe):
+    ask = lambda **more: pipe("a red star", seconds=45 / FPS, seed=3, guidance=3, **more).latents
+    plain = pipe("a red star", seconds=45 / FPS, seed=3, guidance=1).latents
+    # no level is inside: it is not guided at all
+    np.testing.assert_array_equal(ask(guidance_interval=(0.01, 0.02)), plain)
+    full = ask()
+    np.testing.assert_array_equal(ask(guidance_interval=(0.0, 1.0)), full)
+    part = ask(guidance_interval=(0.0, 0.9))
+    assert np.abs(part - full).max() > 1e-3 and np.abs(part - plain).max() > 1e-3
+    for kind in ("apg", "zero"):
+        other = ask(guidance_kind=kind)
+        assert np.isfinite(other).all() and np.abs(other - plain).max() > 1e-4
+
+
+def test_the_cache_leaves_calls_out(pipe):
+    ask = lambda cache: pipe("a red star", seconds=45 / FPS, seed=3, guidance=1, steps=8, cache=cache).latents
+    exact = ask(None)
+    assert pipe.engine.asked == 8
+    np.testing.assert_allclose(ask(0.0), exact, atol=1e-4)
+    assert pipe.engine.asked == 8
+    rough = ask(100.0)
+    assert pipe.engine.asked == 2 and np.abs(rough - exact).max() > 1e-4
+
+
+def test_a_video_is_made_anew_from_a_level_on(pipe, plain):
+    short = plain.frames[:45]
+    source = pipe.encode(short)
+    near, far = (
+        pipe("a blue ring", video=short, strength=s, steps=8, seed=1, guidance=1) for s in (0.2, 0.95)
+    )
+    assert len(near) == len(far) == 45  # as long as the video
+    away = [np.abs(made.latents - source).mean() for made in (near, far)]
+    assert 0 < away[0] < away[1]
+    assert near.recipe["strength"] == 0.2
+    with pytest.raises(InputError, match="seconds asks for"):
+        pipe("a blue ring", video=short, strength=0.5, seconds=10)
+    with pytest.raises(InputError, match="give a video"):
+        pipe("a blue ring", strength=0.5)
+
+
+def test_a_mask_keeps_the_rest_of_a_video(pipe, plain):
+    short = plain.frames[:45]
+    source, height = pipe.encode(short), short.shape[1]
+    mask = np.zeros(short.shape[:3], bool)
+    mask[9:, : height // 2] = True  # the upper half, from the fourth latent frame on
+    made = pipe("a blue ring", video=short, mask=mask, seed=1, guidance=1).latents
+    np.testing.assert_array_equal(made[:3], source[:3])
+    np.testing.assert_array_equal(made[3:, 1:], source[3:, 1:])
+    assert np.abs(made[3:, :1] - source[3:, :1]).max() > 1e-2
+    with pytest.raises(InputError, match="the mask is"):
+        pipe("a blue ring", video=short, mask=mask.astype(np.uint8))
+
+
+def test_a_last_image_is_kept_through_windows(pipe, plain):
+    last = plain.frames[50]
+    made = make(pipe, "skyreels", last_image=last)
+    still = pipe.encode(np.repeat(last[None], 29, 0))
+    np.testing.assert_array_equal(made.latents[-1], still[-1])
+    # and so are frames at any time: frame 40 is in the 11th latent frame
+    made = make(pipe, "rollout", images=[(0, last), (40 / FPS, last)])
+    np.testing.assert_array_equal(made.latents[0], still[0])
+    np.testing.assert_array_equal(made.latents[10], still[-1])
+    for wrong in ([(100, last)], [last], last):
+        with pytest.raises(InputError):
+            make(pipe, "rollout", images=wrong)
+
+
+def test_an_edited_model_takes_the_same_parameters(pipe):
+    from jaxvid import stages
+    from jaxvid.sampling.edits import WindowFusion
+
+    model = build(described(call(Temporal, head=16))["model"])
+    other = stages.edited(model, WindowFusion(4, 2))
+    held = [module.edit for module in stages.modules_of(other) if hasattr(module, "edit")]
+    assert held == [WindowFusion(4, 2)]
+    x, t = jnp.zeros((1, 2, 2, 2, 4)), jnp.zeros((1, 2))
+    cond = {"tokens": jnp.zeros((1, 1, 80), jnp.int32)}
+    shapes = lambda m: jax.tree.map(
+        lambda a: a.shape, jax.eval_shape(lambda: m.init(jax.random.key(0), x, t, cond))
+    )
+    assert shapes(model) == shapes(other)
