@@ -19,7 +19,6 @@ import jax.numpy as jnp
 
 from jaxvid.diffusion.context import teacher_forced
 from jaxvid.diffusion.process import Process
-from jaxvid.nn.layers import along
 from jaxvid.training.losses import reconstruction_loss
 from jaxvid.types import Array, Cond, InputError, Video
 
@@ -120,7 +119,7 @@ class DecoderTask:
         video, _ = batch
         latents = self.model.apply(variables, video.x, method="to_latents")
         latents = jax.lax.stop_gradient(latents + self.noise * jax.random.normal(key, latents.shape))
-        mean, std = (along(variables["stats"][name], latents) for name in ("mean", "std"))
+        mean, std = (variables["stats"][name][None, None, None, None] for name in ("mean", "std"))
         raw = latents * std + mean
         out = self.model.apply(variables, raw, False, method="decode")
         return reconstruction_loss(video.x, out, None, ok=video.ok, **self.weights)
