@@ -4,10 +4,9 @@
     python -m experiments.run --config=configs/shapes_vae.py --workdir=runs/shapes_vae
 
 It starts as the best linear codec of its first batch, learns on windows of 32x32 around objects (images, and clips of
-9 frames), then its averaged parameters go on with whole frames of longer clips. Last, the decoder learns alone, to
-make sharp things of latents that stay as they are. On two free CPU cores: 6 steps a second of windows, 2.4 of whole
-clips. What the shipped weights
-reach, and how far their own run was from this file, is in the model card, `jaxvid/assets/shapes/README.md`.
+9 frames), then its averaged parameters go on with whole frames of longer clips. On two free CPU cores: 6 steps a
+second of windows, 2.4 of whole clips. What the shipped weights reach, and how far their own run was from this file,
+is in the model card, `jaxvid/assets/shapes/README.md`.
 """
 
 import ml_collections
@@ -20,14 +19,14 @@ from jaxvid.models.vae_start import LinearStart
 from jaxvid.models.video_vae import shapes
 from jaxvid.training.loop import Settings
 from jaxvid.training.optimizer import adamw, cosine
-from jaxvid.training.task import AutoencoderTask, DecoderTask
+from jaxvid.training.task import AutoencoderTask
 
 # Mean squares count small objects early, which L1 passes over; this much KL keeps noise of a few percent in the latents.
 WEIGHTS = dict(l1=1.0, l2=2.0, haar=0.1, gradient=0.1, structure=0.1, kl=5e-4)
 
 
 def stage(buckets, steps, peak, warmup, **more):
-    """All stages are this: the same model, other clips and losses."""
+    """Both stages are this: the same model and losses, other clips."""
     s = ml_collections.ConfigDict(more)
     s.held_out = call(ShapesSource, split="heldout", size=64, seed=2)
     s.data = call(batches, buckets=buckets, fps=16.0, seed=0)
@@ -46,7 +45,7 @@ def stage(buckets, steps, peak, warmup, **more):
 def get_config():
     c = ml_collections.ConfigDict()
     c.seed = 0
-    c.order = ("windows", "whole", "decoder")
+    c.order = ("windows", "whole")
     c.stages = ml_collections.ConfigDict()
     c.stages.windows = stage(
         (
@@ -70,21 +69,4 @@ def get_config():
         source=call(ShapesSource, split="train", seed=4),
         init="windows",
     )
-    c.stages.decoder = stage(
-        (
-            call(Bucket, frames=17, height=32, width=32, batch=8, weight=0.6),
-            call(Bucket, frames=17, height=64, width=64, batch=2, weight=0.2),
-            call(Bucket, frames=1, height=64, width=64, batch=8, weight=0.2),
-        ),
-        steps=4000,
-        peak=5e-4,
-        warmup=100,
-        source=call(Crops, source=call(ShapesSource, split="train", seed=5)),
-        init="whole",
-    )
-    # Errors count squared above all: what small things look like is in few pixels.
-    c.stages.decoder.task = call(
-        DecoderTask, model=call(shapes), weights=dict(l1=0.5, l2=4.0, haar=0.1, gradient=0.2, structure=0.0)
-    )
-    c.stages.decoder.statistics = 0
     return c

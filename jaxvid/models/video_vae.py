@@ -260,7 +260,6 @@ def shapes(**kw) -> VideoVAE:
     fields = {
         "base": 24,
         "mult": (1, 2, 3),
-        "dec_mult": (1, 2, 8),  # small things are told apart where there are many channels
         "res": 1,
         "z": 16,
         "shuffle": True,
