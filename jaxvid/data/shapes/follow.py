@@ -9,13 +9,14 @@ import math
 
 import numpy as np
 
-from jaxvid.data.shapes.detect import Blob
+from jaxvid.data.shapes.detect import AREAS, Blob, joined
+from jaxvid.data.shapes.shape import SWELLS, TURNS
 
 MOVES = 3.0  # units: what moves less along an axis does not move along it
-SWELLS = 0.2  # relative range of the radius from which on an object pulses
-TURNS = 100.0  # degrees in three seconds from which on an object spins
 LOST = 0.75  # seconds after which an object that is not seen is gone
 FASTEST = 60.0  # units per second
+JUMP = 12.0  # units: a codec may hold what moves for a few frames and then catch up
+RECENT = 24  # frames that tell how large a thing usually is
 
 
 @dataclasses.dataclass
@@ -31,8 +32,8 @@ class Track:
         return list(range(low, high))
 
 
-def follow(seen: list[list[Blob]], fps: float) -> list[Track]:
-    """Join the blobs of successive frames to objects, nearest and most alike first."""
+def follow(seen: list[list[Blob]], fps: float, size: tuple[int, int]) -> list[Track]:
+    """Join the blobs of successive frames of a ``size`` to objects, nearest and most alike first."""
     tracks: list[Track] = []
     for frame, found in enumerate(seen):
         pairs = []
@@ -43,38 +44,46 @@ def follow(seen: list[list[Blob]], fps: float) -> list[Track]:
             last = track.blobs[-1]
             for j, blob in enumerate(found):
                 far = math.hypot(blob.x - last.x, blob.y - last.y)
-                if far <= 4.0 + FASTEST * gap:
+                if far <= JUMP + FASTEST * gap:
                     unlike = np.abs(blob.colour_cost - last.colour_cost).max()
                     pairs.append((far / 8.0 + 2.0 * unlike + abs(math.log(blob.area / last.area)), i, j))
-        taken_tracks, taken_blobs = set(), set()
+        taken: dict[int, int] = {}
+        left = set(range(len(found)))
         for _, i, j in sorted(pairs):
-            if i not in taken_tracks and j not in taken_blobs:
-                tracks[i].frames.append(frame)
-                tracks[i].blobs.append(found[j])
-                taken_tracks.add(i)
-                taken_blobs.add(j)
-        tracks += [Track([frame], [blob]) for j, blob in enumerate(found) if j not in taken_blobs]
+            if i not in taken and j in left:
+                taken[i] = j
+                left.remove(j)
+        for i, j in taken.items():
+            blob = found[j]
+            for k in sorted(left):
+                if _torn(tracks[i], blob, found[k]):
+                    blob = joined([blob, found[k]], size)
+                    left.remove(k)
+            tracks[i].frames.append(frame)
+            tracks[i].blobs.append(blob)
+        tracks += [Track([frame], [found[j]]) for j in sorted(left)]
     return tracks
 
 
-def motion(
-    seconds: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray, phase: np.ndarray, fold: int
-) -> str:
+def _torn(track: Track, blob: Blob, other: Blob) -> bool:
+    """Whether ``other`` is a piece of what is followed and of which ``blob`` is all that was recognised."""
+    usual = float(np.percentile([b.area for b in track.blobs[-RECENT:]], 75))
+    if abs(math.log((blob.area + other.area) / usual)) >= abs(math.log(blob.area / usual)):
+        return False
+    if np.argmin(blob.colour_cost) != np.argmin(other.colour_cost):
+        return False
+    return math.hypot(blob.x - other.x, blob.y - other.y) <= 2.2 * math.sqrt(usual / AREAS["ring"])
+
+
+def motion(seconds: np.ndarray, x: np.ndarray, y: np.ndarray, pulse: float, turning: float) -> str:
     """Which of the eight motions a window shows.
 
-    seconds ``[n]``; x, y and radius ``[n]`` in units; phase ``[n]``: angle of the harmonic of order ``fold`` (0 for
-    round shapes, which do not spin).
+    seconds ``[n]``; x and y ``[n]`` in units; pulse: relative amplitude of the radius; turning: strength of the
+    shape's symmetry turning over that at rest (0 for round shapes, which do not spin).
     """
     wide, high = _range(x), _range(y)
     if max(wide, high) < MOVES:
-        if _range(radius) / np.median(radius) > SWELLS:
-            return "pulses"
-        if fold:
-            turned = np.degrees(np.unwrap(phase)) / fold
-            speed = np.polyfit(seconds, turned, 1)[0]
-            if abs(speed) * 3.0 > TURNS:
-                return "spins"
-        return "stays still"
+        return "pulses" if pulse > SWELLS else "spins" if turning > TURNS else "stays still"
     if high < MOVES:
         return "slides left and right"
     if wide < MOVES:

@@ -10,13 +10,13 @@ import numpy as np
 
 from jaxvid.data.shapes.detect import AREAS, FOLDS, background, blobs
 from jaxvid.data.shapes.follow import Track, follow, motion
-from jaxvid.data.shapes.world import BACKGROUNDS, PALETTE, SHAPES, SIZES
+from jaxvid.data.shapes.shape import Window
+from jaxvid.data.shapes.world import BACKGROUNDS, PALETTE, SIZES, WORLD
 from jaxvid.types import InputError
 
 WINDOW = 3.0  # seconds over which a motion and a size are read
 SETTLE = 0.5  # seconds after a change that are left out of a window: things glide to their new ways then
 BIG = math.sqrt(SIZES["small"] * SIZES["large"])  # mean radius from which on an object is large
-SHAPES_PER_SECOND = 8.0  # frames of a second on which the shape is looked at
 
 
 def read(frames: np.ndarray, fps: float, spans: Sequence[float] = ()) -> list[dict]:
@@ -39,13 +39,13 @@ def read(frames: np.ndarray, fps: float, spans: Sequence[float] = ()) -> list[di
         raise InputError(f"frames are {frames.dtype} {list(frames.shape)}; wanted uint8 [T, H, W, 3]")
     if not fps > 0:
         raise InputError(f"fps={fps} is not a rate; wanted a positive number")
-    every = max(1, round(fps / SHAPES_PER_SECOND))
     seen, behind = [], []
-    for i, frame in enumerate(frames):
+    for frame in frames:
         colour, distances = background(frame)
         behind.append(distances)
-        seen.append(blobs(frame, colour, with_shapes=i % every == 0))
-    tracks = follow(seen, fps)
+        seen.append(blobs(frame, colour))
+    size = frames.shape[1:3]
+    tracks = follow(seen, fps, size)
     total = len(frames) / fps
     borders = sorted({0.0, *(float(s) for s in spans if 0 < s < total)}) + [total]
     out = []
@@ -56,30 +56,31 @@ def read(frames: np.ndarray, fps: float, spans: Sequence[float] = ()) -> list[di
         objects = []
         for track in tracks:
             if len(track.between(first, last)) * 2 > last - first:
-                objects.append(_object(track, second, first, last, fps, borders))
+                objects.append(_object(track, second, first, last, fps, borders, min(size) / WORLD))
         name = tuple(BACKGROUNDS)[int(np.argmin(np.sum(behind[first:last], 0)))]
         out.append({"second": second, "background": name, "objects": objects})
     return out
 
 
-def _object(track: Track, second: int, first: int, last: int, fps: float, borders: list[float]) -> dict:
+def _object(
+    track: Track, second: int, first: int, last: int, fps: float, borders: list[float], scale: float
+) -> dict:
     """What is read of one object in one second, which is the frames ``first`` to ``last``."""
     here = [track.blobs[i] for i in track.between(first, last)]
     colour = PALETTE[int(np.argmin(np.sum([blob.colour_cost for blob in here], 0)))]
-    costs = [blob.shape_cost for blob in here if blob.shape_cost is not None]
-    shape = SHAPES[int(np.argmin(np.sum(costs, 0)))] if costs else None
     start, end, length = _window(second, borders)
     low, high = math.ceil(start * fps - 1e-6), math.ceil(end * fps - 1e-6)
-    inside = track.between(low, high)
-    window = [track.blobs[i] for i in inside] or here
-    radius = np.sqrt(np.array([blob.area for blob in window]) / AREAS[shape or "circle"])
+    inside = track.between(low, high) or track.between(first, last)
+    blobs_inside = [track.blobs[i] for i in inside]
+    seconds = np.array([track.frames[i] for i in inside]) / fps
+    window = Window(blobs_inside, seconds, scale)
+    shape = window.shape()
+    radius = np.sqrt(np.array([blob.area for blob in blobs_inside]) / AREAS[shape or "circle"])
     moves = None
     if length >= WINDOW - 1.5 / fps and len(inside) >= 0.8 * (high - low) and len(inside) >= 8:
+        x, y = np.array([[blob.x, blob.y] for blob in blobs_inside]).T
         fold = FOLDS[shape] if shape else 0
-        x, y = np.array([[blob.x, blob.y] for blob in window]).T
-        phase = np.angle([blob.harmonics[fold] for blob in window])
-        seconds = np.array([track.frames[i] for i in inside]) / fps
-        moves = motion(seconds, x, y, radius, phase, fold)
+        moves = motion(seconds, x, y, window.pulse, window.symmetry[fold].turning if fold else 0.0)
     return {
         "shape": shape,
         "colour": colour,
