@@ -118,7 +118,7 @@ class Outcome:
             self.chip = Topology(topology.name, "cpu", count).chip
         with target(topology.platform):
             begun = time.monotonic()
-            compiled = program.run.lower(*program.args).compile()
+            self.compiled = compiled = program.run.lower(*program.args).compile()
             self.compile_seconds = time.monotonic() - begun
             self.flops = count_flops(program.run, *program.args)
         memory = compiled.memory_analysis()
