@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what this machine has: devices, versions, memory, codecs. Never fails: what cannot be told is told to be so."""
+"""Shows what this machine has: devices, versions, memory, codecs. Never fails: what cannot be told is told to be so.
+
+With ``--distributed`` it checks the processes of a run instead, and fails where they do not work together.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import shutil
 import sys
 
 import jaxvid
-from jaxvid.cli import main
+from jaxvid.cli import doctor_distributed, main
 
 PACKAGES = (
     "jax",
@@ -27,12 +30,14 @@ PACKAGES = (
 )
 
 
-def arguments(parser):
-    """`jaxvid doctor` has no options."""
+arguments = doctor_distributed.arguments
 
 
 def run(options) -> None:
     """Prints a line per fact to standard output."""
+    if options.distributed:
+        doctor_distributed.run(options)
+        return
     for name, tell in FACTS.items():
         try:
             said = tell()

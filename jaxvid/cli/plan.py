@@ -72,9 +72,13 @@ def run(options) -> None:
 
 def plan(config: Any, stage: str | None, topology: Topology, sizes: dict[str, int], tries: int) -> None:
     """Compiles what was asked and the variants that look best, and prints a section for each."""
+    import jax
+
     from jaxvid.cli.plan_programs import Stage, choose_stage
     from jaxvid.sharding import make_mesh
 
+    if topology.kind == "cpu":  # what is never run need not be fast; memory and messages are settled before
+        jax.config.update("jax_disable_most_optimizations", True)
     name, found = choose_stage(config, stage), devices(topology)
     mesh = make_mesh(**{"data": -1, **sizes}, devices=found)
     shape = dict(mesh.shape)
@@ -114,7 +118,7 @@ class Outcome:
             self.chip = Topology(topology.name, "cpu", count).chip
         with tracing_for(topology.platform):
             begun = time.monotonic()
-            compiled = program.run.lower(*program.args).compile()
+            self.compiled = compiled = program.run.lower(*program.args).compile()
             self.compile_seconds = time.monotonic() - begun
             self.flops = count_flops(program.run, *program.args)
         memory = compiled.memory_analysis()
@@ -197,22 +201,17 @@ def _variants(
 
             with contextlib.suppress(InputError):  # a batch that a mesh does not divide
                 stage = make()
-                if activations is None:
-                    activations = stage.activations() * sizes["data"] * sizes["fsdp"]
+                activations = stage.kept() if activations is None else activations
                 held = stage.held()
-                need = sum(held.values()) + held["parameters"] + activations / (sizes["data"] * sizes["fsdp"])
+                need = sum(held.values()) + held["parameters"] + activations / stage.ways
                 weights = 4 * stage.parameters
                 sent = weights * (2 * (sizes["data"] > 1) + 3 * (sizes["fsdp"] > 1))
-                work = (8 if remat else 6) * stage.parameters * _tokens(stage) / count
+                work = (8 if remat else 6) * stage.parameters * stage.tokens / count
                 overrides = [f"--config.mesh.{a}={n}" for a, n in sizes.items() if n != asked[a]]
                 overrides += [f"--config.{hit[0]}.remat={remat}"] if hit is not None and remat != now else []
                 seconds = work / chip.flops + sent / chip.link
                 ranked.append(((need > chip.memory, seconds, need), " ".join(overrides), make))
     return [(overrides, make) for _, overrides, make in sorted(ranked, key=lambda r: r[0])]
-
-
-def _tokens(stage: Any) -> float:
-    return stage._tokens(stage.batch[0].x.shape)
 
 
 def _remat(hit: Any) -> Any:

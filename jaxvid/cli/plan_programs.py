@@ -119,9 +119,9 @@ class Stage:
             "train",
             run,
             (self.shapes, self.batch),
-            self._tokens(self.batch[0].x.shape),
+            self.tokens,
             self.held(),
-            self.activations(),
+            self.kept() // self.ways,
         )
 
     def held(self) -> dict[str, int]:
@@ -138,19 +138,29 @@ class Stage:
             "batch and rest": held_bytes(self.batch, batch) + state["rest"],
         }
 
-    def activations(self) -> int:
-        """Bytes that the backward pass needs of the forward pass, of one device: the batch divides them."""
+    @property
+    def ways(self) -> int:
+        """Among how many devices activations are cut: by the batch, and by frames where the model is a backbone."""
+        axes = ("data", "fsdp", "sequence") if self.backbone is not None else ("data", "fsdp")
+        return math.prod(self.mesh.shape[a] for a in axes)
+
+    @property
+    def tokens(self) -> float:
+        """Of a batch."""
+        return self._tokens(self.batch[0].x.shape)
+
+    def kept(self) -> int:
+        """Bytes that the backward pass needs of the forward pass, on all devices together."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         parts = self.settings.accumulate
         rows = jax.tree.map(lambda s: Shape((s.shape[0] // parts, *s.shape[1:]), s.dtype), self.batch)
 
-        def kept(params, rest, batch, key):
+        def residuals(params, rest, batch, key):
             return jax.vjp(lambda p: self.task.loss({"params": p, **rest}, batch, key)[0], params)[1]
 
-        found = jax.eval_shape(kept, self.shapes.params, self.shapes.rest, rows, key)
+        found = jax.eval_shape(residuals, self.shapes.params, self.shapes.rest, rows, key)
         weights = sum(nbytes(s) for s in jax.tree.leaves(self.shapes.params))
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        return max(0, sum(nbytes(s) for s in jax.tree.leaves(found)) - weights) // ways
+        return max(0, sum(nbytes(s) for s in jax.tree.leaves(found)) - weights)
 
     def sample(self) -> Program:
         """One call of the sampler, for one video of the length that the stage serves, guidance included."""

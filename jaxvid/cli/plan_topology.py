@@ -125,7 +125,7 @@ def check_compiler(topology: Topology) -> None:
 
 def environment(topology: Topology, devices: int) -> dict[str, str]:
     """What must stand in the environment before jax starts."""
-    made = {"JAX_PLATFORMS": "cpu"}
+    made = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")}
     if topology.kind == "cpu":
         flags = os.environ.get("XLA_FLAGS", "")
         flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)

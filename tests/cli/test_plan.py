@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jaxvid plan`: what it prints for simulated devices, what it says to bad requests."""
 
+import json
 import os
 import pathlib
 import re
@@ -142,3 +143,38 @@ def test_bad_requests_are_one_line(jaxvid, tmp_path, argv, said):
     path.write_text(CONFIG)
     done = jaxvid("plan", "--config", path, *argv)
     assert done.code == 2 and re.search(said, done.error)
+
+
+MEASURE = """
+import json, resource, jax, jax.numpy as jnp, numpy as np
+from configs.shapes import get_config
+from jaxvid.cli.plan import Outcome
+from jaxvid.cli.plan_programs import Stage
+from jaxvid.cli.plan_topology import parse_topology
+from jaxvid.config import call
+from jaxvid.data.pipeline import Bucket
+from jaxvid.sharding import make_mesh
+
+config = get_config()
+config.stages.backbone.data.buckets = (call(Bucket, frames=45, height=64, width=64, batch=64),)
+stage = Stage(config, "backbone", make_mesh())
+program = stage.train()
+outcome = Outcome(parse_topology("cpu"), 1, stage, program)
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+before = resident()
+# ones everywhere: zeros would not be resident
+args = jax.tree.map(lambda s: jnp.asarray(np.ones(s.shape, s.dtype)), program.args)
+jax.block_until_ready(outcome.compiled(*args))
+peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([outcome.total, peak - before]))
+"""
+
+
+@pytest.mark.slow
+def test_the_total_is_what_a_process_comes_to_need(run_python):
+    planned, risen = json.loads(run_python(MEASURE, timeout=1800))
+    assert planned > 1e9 and planned == pytest.approx(risen, rel=0.15)

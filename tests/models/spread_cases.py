@@ -5,6 +5,7 @@ Prints JSON: mesh -> the largest relative differences of losses and of the video
 """
 
 import json
+import sys
 
 from tests import conftest  # noqa: F401  the rules of all tests, before JAX
 
@@ -38,6 +39,7 @@ MIXERS = (
 )
 MODEL = VideoDiT(mixers=MIXERS, width=16, channels=3, patch=(1, 2, 2), head=8, text_width=8)
 PROCESS = Process(RectifiedFlow())
+TASK, OPTIMIZER = DiffusionTask(MODEL, PROCESS, Vectorised(0.5)), optax.adam(1e-2)
 MESHES = {"sequence": dict(data=1, sequence=4), "both": dict(data=1, fsdp=2, sequence=2)}
 
 
@@ -53,15 +55,24 @@ def batch():
 
 def moved(params):
     """What begins at zero hides what is behind it."""
-    return jax.tree.map(lambda p: p + 0.02 * jnp.cos(jnp.arange(p.size)).reshape(p.shape), params)
+    return jax.tree.map(
+        lambda p: p + 0.02 * np.cos(np.arange(p.size, dtype=p.dtype)).reshape(p.shape), params
+    )
 
 
-def run(mesh):
-    """Losses and norms of gradients of two steps, and a video from what was learnt."""
-    task, optimizer, data = DiffusionTask(MODEL, PROCESS, Vectorised(0.5)), optax.adam(1e-2), batch()
+def begin():
+    """The state before the first step, on the host."""
+    mesh, task, optimizer, data = make_mesh(devices=jax.devices()[:1]), TASK, OPTIMIZER, batch()
     _, places = state_sharding(mesh, task, optimizer, data)
-    state = make_init(task, optimizer, mesh, places)(jax.random.key(0), put_batch(data, mesh))
-    state = state.replace(params=jax.device_put(moved(state.params), places.params))
+    state = jax.device_get(make_init(task, optimizer, mesh, places)(jax.random.key(0), put_batch(data, mesh)))
+    return state.replace(params=moved(state.params))
+
+
+def run(mesh, state):
+    """Losses and norms of gradients of two steps, and a video from what was learnt."""
+    task, optimizer, data = TASK, OPTIMIZER, batch()
+    _, places = state_sharding(mesh, task, optimizer, data)
+    state = jax.device_put(state, places)
     step, losses = make_train_step(task, optimizer, mesh, places), []
     for _ in range(2):
         state, metrics = step(state, put_batch(data, mesh))
@@ -72,7 +83,7 @@ def run(mesh):
             return MODEL.apply({"params": params}, x, t, cond, memory)
 
         with spread(mesh):
-            denoise = PROCESS.denoiser(network, data[1])
+            denoise = PROCESS.denoiser(network, jax.tree.map(jnp.asarray, data[1]))
             solver = by_name("euler", PROCESS.schedule)
             return sample(denoise, solver, together(2, 8), time_table(2, 1.0), noise)
 
@@ -81,13 +92,15 @@ def run(mesh):
 
 def main():
     jax.config.update("jax_disable_most_optimizations", True)
-    losses, video = run(make_mesh(devices=jax.devices()[:1]))
+    state = begin()
+    losses, video = run(make_mesh(devices=jax.devices()[:1]), state)
     found = {}
     for name, sizes in MESHES.items():
         count = int(np.prod(list(sizes.values())))
-        theirs, other = run(make_mesh(**sizes, devices=jax.devices()[:count]))
+        theirs, other = run(make_mesh(**sizes, devices=jax.devices()[:count]), state)
         apart = np.abs(theirs / losses - 1).max(), np.abs(other - video).max() / np.abs(video).max()
         found[name] = [float(a) for a in apart]
+        print(name, found[name], file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxvid doctor --distributed`: two real processes that agree, and what is said when something is wrong."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxvid.cli.doctor_distributed import alike, within
+from jaxvid.types import InputError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def start(port: int, process: int, *more: str) -> subprocess.Popen:
+    env = dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        PYTHONPATH=str(ROOT),
+    )
+    command = [sys.executable, "-m", "jaxvid.cli.main", "doctor", "--distributed", "--processes", "2"]
+    command += ["--coordinator", f"127.0.0.1:{port}", "--process", str(process), *more]
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_find_each_other_and_add_up():
+    port = free_port()
+    running = [start(port, i, "--limit", "300") for i in (0, 1)]
+    for i, process in enumerate(running):
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err[-2000:]
+        assert f"process {i} of 2" in out and "2 processes have the same versions" in out
+        assert "4 devices add up to 10" in out
+
+
+class Board:
+    """A store in which the other processes have written already."""
+
+    def __init__(self, **said):
+        self.said = {f"jaxvid/doctor/{k[1:]}": v for k, v in said.items()}
+
+    def put(self, key, value):
+        self.said[key] = value
+
+    def get(self, key):
+        return self.said.get(key)
+
+
+def test_the_missing_and_the_different_are_named():
+    alike(Board(p1='{"jax": "1"}'), 0, 2, {"jax": "1"})
+    with pytest.raises(InputError, match="processes 1, 2 of 3 said nothing"):
+        alike(Board(), 0, 3, {"jax": "1"})
+    with pytest.raises(InputError, match="config is b in process 1 and a in process 0"):
+        alike(Board(p1='{"jax": "1", "config": "b"}'), 0, 2, {"jax": "1", "config": "a"})
+
+
+def test_what_never_ends_is_ended():
+    with pytest.raises(InputError, match="the sum took more than 0.05 s"):
+        within(0.05, "the sum", lambda: time.sleep(5))
+    assert within(5, "the sum", lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        within(5, "the sum", lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["--coordinator", "x:1"], "go together"),
+        (["--coordinator", "x:1", "--processes", "2", "--process", "2"], "not among 2; count from 0"),
+        (["--limit", "0"], "no time"),
+    ],
+)
+def test_bad_requests_are_one_line(jaxvid, argv, said):
+    done = jaxvid("doctor", "--distributed", *argv)
+    assert done.code == 2 and said in done.error
