@@ -220,8 +220,8 @@ def test_bfloat16_is_kept_and_forced_frames_go_on(root):
 
 
 def test_weights_go_leaf_by_leaf_to_where_the_mesh_says(bundle):
-    from jaxvid.imports import abstract, described, place, stored_part
     from jaxvid.config import SAFE, build
+    from jaxvid.imports import abstract, described, place, stored_part
     from jaxvid.io.weights import flatten
     from jaxvid.sharding import make_mesh, params_sharding
 
