@@ -9,6 +9,7 @@ keys.json with {parameter name: shape} and the map from original to diffusers na
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -639,9 +640,10 @@ def make_tokenizer(out, seed):
     words = "a the cat dog runs slow red blue video of in on camera pans left beach night rain train 猫 海滩 日落".split()
     rnd = random.Random(seed)
     lines = [" ".join(rnd.choices(words, k=rnd.randint(4, 10))) + rnd.choice(".!,") for _ in range(2000)]
+    written = io.BytesIO()  # a file would hold its own path
     spm.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
-        model_prefix=out + "/spiece",
+        model_writer=written,
         vocab_size=86,
         model_type="unigram",
         character_coverage=1.0,
@@ -655,7 +657,8 @@ def make_tokenizer(out, seed):
         unk_piece="<unk>",
         minloglevel=3,
     )
-    os.remove(out + "/spiece.vocab")
+    with open(out + "/spiece.model", "wb") as fh:
+        fh.write(written.getvalue())
     sp = spm.SentencePieceProcessor(model_file=out + "/spiece.model")
     with open(out + "/tokenizer_config.json", "w") as fh:
         json.dump(
