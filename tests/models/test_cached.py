@@ -28,7 +28,7 @@ T = jnp.full((B, FRAMES), 0.7)
 
 def made(mixers):
     model = VideoDiT(mixers=mixers, repeats=3, width=16, head=8, channels=C, patch=(1, 1, 1))
-    params = nn.unbox(model.init(KEYS[1], CLEAN, T, {}))
+    params = nn.unbox(jax.jit(model.init)(KEYS[1], CLEAN, T, {}))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(KEYS[2], len(leaves))
     # moved off its zeros, so that layers matter
