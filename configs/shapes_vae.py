@@ -39,6 +39,7 @@ def stage(buckets, steps, peak, warmup, **more):
     )
     s.evaluate = ml_collections.ConfigDict(dict(batches=2))
     s.statistics = 1024
+    s.weigh = 1.5
     return s
 
 

@@ -22,6 +22,7 @@ import jaxvid
 from jaxvid.config import SAFE, build, from_json, to_json
 from jaxvid.io.bundle import VAE, is_bundle, load_spec
 from jaxvid.io.weights import load_weights, restore_into, save_weights
+from jaxvid.models.vae_scale import channel_effects, weigh
 from jaxvid.types import InputError
 
 NODE = "vae.json"
@@ -96,8 +97,13 @@ def fresh_variables(model: Any) -> Any:
     return jax.eval_shape(lambda x: dict(model.init(jax.random.key(0), x)), x)
 
 
-def with_statistics(codec: Codec, source: Any, shape: Any, clips: int, batch: int = 4) -> Codec:
-    """The codec with the mean and spread of its latents over the first ``clips`` of a source, per channel."""
+def with_statistics(
+    codec: Codec, source: Any, shape: Any, clips: int, batch: int = 4, most: float = 0.0
+) -> Codec:
+    """The codec with the mean and spread of its latents over the first ``clips`` of a source, per channel.
+
+    With ``most`` > 0, spreads are weighed by what channels do to pixels, see `jaxvid.models.vae_scale.weigh`.
+    """
     channels = codec.variables["stats"]["mean"].shape[0]
     raw = dict(
         codec.variables, stats={"mean": np.zeros(channels, np.float32), "std": np.ones(channels, np.float32)}
@@ -114,7 +120,13 @@ def with_statistics(codec: Codec, source: Any, shape: Any, clips: int, batch: in
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 1e-8))
     stats = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
-    return dataclasses.replace(codec, variables=dict(codec.variables, stats=stats))
+    codec = dataclasses.replace(codec, variables=dict(codec.variables, stats=stats))
+    if most:
+        read = [_filled(source.clip(i % len(source), shape).x, shape.frames) for i in range(4 * batch)]
+        some = codec.encode(np.stack(read).astype(np.float32) / 127.5 - 1)
+        effects = channel_effects(codec.model, codec.variables, some, jax.random.key(0))
+        codec = dataclasses.replace(codec, variables=dict(codec.variables, stats=weigh(stats, effects, most)))
+    return codec
 
 
 def _filled(x: Any, frames: int) -> np.ndarray:

@@ -18,8 +18,9 @@ and, a stage that learns latents, also
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
 
 while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured (0: it
-stays what it was at the start). Any stage may have ``init``: an earlier stage or a .safetensors file, whose weights it
-begins with.
+stays what it was at the start), and ``weigh``, the greatest spread of a channel where spreads follow what channels do
+to pixels (0: all channels have unit variance). Any stage may have ``init``: an earlier stage or a .safetensors file,
+whose weights it begins with.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from jaxvid.training.trackers import TensorBoard, Trackers, Wandb
 from jaxvid.types import InputError
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
-OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "init")
+OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
 
 
 @dataclasses.dataclass
@@ -270,6 +271,7 @@ def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:
     clips = int(stage.node.get("statistics", 256))
     bucket = max(stage.buckets, key=lambda b: b.frames)
     if clips:
-        codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips)
+        most = float(stage.node.get("weigh", 0.0))
+        codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips, most=most)
     codec.save(os.path.join(workdir, stage.name))
     return codec

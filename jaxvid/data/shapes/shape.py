@@ -67,7 +67,10 @@ class Window:
         self.since = seconds - seconds.mean()
         spread = np.array([blob.spread for blob in blobs])
         # Every shape's own spread is round: what is longer than wide is smeared, and counts less.
-        half, skew = (spread[:, 0] + spread[:, 2]) / 2, np.hypot((spread[:, 0] - spread[:, 2]) / 2, spread[:, 1])
+        half, skew = (
+            (spread[:, 0] + spread[:, 2]) / 2,
+            np.hypot((spread[:, 0] - spread[:, 2]) / 2, spread[:, 1]),
+        )
         narrow = max(float(np.median(half - skew)), 0.25)
         weights = 1 / (1 + (2 * skew / (0.15 * narrow)) ** 2)
         self.weights = weights / weights.sum()
@@ -86,8 +89,10 @@ class Window:
         turned = np.exp(-1j * fold * speeds[:, None] * self.since) @ values
         best = int(np.argmax(np.abs(turned)))
         turning = float(abs(turned[best]) / max(abs(rest), 1e-9))
-        return Symmetry(complex(turned[best]), float(speeds[best]), turning) if turning > TURNS else Symmetry(
-            rest, 0.0, turning
+        return (
+            Symmetry(complex(turned[best]), float(speeds[best]), turning)
+            if turning > TURNS
+            else Symmetry(rest, 0.0, turning)
         )
 
     def overlay(self, speed: float = 0.0) -> np.ndarray:
@@ -130,9 +135,7 @@ class Window:
 
     def _cost(self, shape: str, angle: float) -> float:
         """What speaks against a shape apart from its picture: area, angle and symmetries."""
-        off, radius = min(
-            (abs(math.log(math.sqrt(self.area / AREAS[shape]) / r)), r) for r in SIZES.values()
-        )
+        off, radius = min((abs(math.log(math.sqrt(self.area / AREAS[shape]) / r)), r) for r in SIZES.values())
         cost, fold = _tail(off / AREA), FOLDS[shape]
         for order, seen in self.symmetry.items():
             if order != fold:
@@ -202,7 +205,9 @@ def _templates(shape: str) -> tuple[np.ndarray, np.ndarray]:
     """A shape upright at all radii and blurs ``[n, N * N]``, of unit norm, and the costs ``[n]`` of their radii."""
     u, v = _grid()
     quarters = [(a, b) for a in (-0.25, 0.25) for b in (-0.25, 0.25)]
-    sharp = np.stack([np.mean([coverage(shape, u + a, v + b, r, 0.0) for a, b in quarters], 0) for r in RADII])
+    sharp = np.stack(
+        [np.mean([coverage(shape, u + a, v + b, r, 0.0) for a, b in quarters], 0) for r in RADII]
+    )
     seen = np.stack([ndimage.gaussian_filter(sharp, (0, blur, blur), truncate=3.0) for blur in BLURS])
     seen = seen.reshape(len(BLURS) * len(RADII), -1).astype(np.float32)
     off = np.min([np.abs(np.log(RADII / radius)) for radius in SIZES.values()], 0)
