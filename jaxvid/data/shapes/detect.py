@@ -33,7 +33,9 @@ HALF = 0.5  # the share from which on a pixel is surely of a thing
 WEAK = 0.2  # the share from which on it belongs to one: what moves fast may be left as a smear
 FAINT = 25.0  # distance in colour below which a pixel is background, whatever its direction
 LEAST = 8.0  # square units: less is noise (the smallest star, at its least, has 25)
-CLOSE = 10.0  # units: two things' centres are never as near as this (radii of 4.5 at least, and 2 between lanes)
+CLOSE = (
+    10.0  # units: two things' centres are never as near as this (radii of 4.5 at least, and 2 between lanes)
+)
 EIGHT = np.ones((3, 3))  # neighbours of a pixel
 
 _PALETTE = np.array(list(COLOURS.values()), np.float32)

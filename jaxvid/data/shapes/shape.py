@@ -35,13 +35,16 @@ LOOSE = 0.12  # standard deviation of the logarithm of a template's radius
 AREA = 0.055  # standard deviation of half the logarithm of the area
 UPRIGHT = math.radians(6)  # standard deviation of the angle of what does not spin
 TURNED = 4.0  # cost of standing askew: it may have spun before
-ROUGH = 0.008  # strength of a wrong symmetry at a radius of 6
-FADED = 0.4  # share of its symmetry that a shape surely keeps
-LOSES = 0.6  # standard deviation of the logarithm of that share, below it
-GAINS = 0.15  # likewise above what a template of that blur keeps: a codec adds no symmetry
+ROUGH = {
+    3: 0.008,
+    4: 0.012,
+    5: 0.008,
+}  # strength of a wrong symmetry at a radius of 6; grids of pixels have one of 4
+LOSES = 0.6  # standard deviation of the logarithm of the symmetry seen, below that of a template of its blur
+GAINS = 0.15  # likewise above it: a codec adds no symmetry
 # Beyond these nothing was recognised.
 WORST = 0.06  # misfit
-LEAST_SYMMETRY = 0.1  # share of a shape's own symmetry
+LEAST_SYMMETRY = 0.2  # symmetry, as a share of that of a template of its blur
 
 
 @dataclasses.dataclass
@@ -68,7 +71,10 @@ class Window:
         self.since = seconds - seconds.mean()
         spread = np.array([blob.spread for blob in blobs])
         # Every shape's own spread is round: what is longer than wide is smeared, and counts less.
-        half, skew = (spread[:, 0] + spread[:, 2]) / 2, np.hypot((spread[:, 0] - spread[:, 2]) / 2, spread[:, 1])
+        half, skew = (
+            (spread[:, 0] + spread[:, 2]) / 2,
+            np.hypot((spread[:, 0] - spread[:, 2]) / 2, spread[:, 1]),
+        )
         narrow = max(float(np.median(half - skew)), 0.25)
         weights = 1 / (1 + (2 * skew / (0.15 * narrow)) ** 2)
         self.weights = weights / weights.sum()
@@ -87,9 +93,9 @@ class Window:
         turned = np.exp(-1j * fold * speeds[:, None] * self.since) @ values
         best = int(np.argmax(np.abs(turned)))
         turning = float(abs(turned[best]) / max(abs(rest), 1e-9))
-        return Symmetry(complex(turned[best]), float(speeds[best]), turning) if turning > TURNS else Symmetry(
-            rest, 0.0, turning
-        )
+        if turning > TURNS:
+            return Symmetry(complex(turned[best]), float(speeds[best]), turning)
+        return Symmetry(rest, 0.0, turning)
 
     def overlay(self, speed: float = 0.0) -> np.ndarray:
         """The mean ``[N, N]`` of the shares around the centre, a unit apart, each frame turned back by ``speed``."""
@@ -109,7 +115,7 @@ class Window:
     def shape(self) -> str | None:
         """The likeliest shape; None where not even that one is like what is seen."""
         overlays: dict[float, np.ndarray] = {}
-        costs, misfits = [], []
+        costs, known = [], []
         for shape in SHAPES:
             fold = FOLDS[shape]
             seen = self.symmetry[fold] if fold else Symmetry(0j, 0.0, 0.0)
@@ -118,14 +124,11 @@ class Window:
             angle = _nearest((np.angle(seen.strength) - PHASES[shape]) / fold, fold) if fold else 0.0
             kept = self._kept(shape) if fold else 1.0
             radius = math.sqrt(self.area / AREAS[shape])
-            fit, misfit = _fit(shape, _turned(overlays[seen.speed], angle), radius, kept)
+            fit, misfit, keeps = _fit(shape, _turned(overlays[seen.speed], angle), radius, kept)
             costs.append(fit + self._cost(shape, angle))
-            misfits.append(misfit)
+            known.append(misfit <= WORST and (not fold or kept >= LEAST_SYMMETRY * keeps))
         best = int(np.argmin(costs))
-        fold = FOLDS[SHAPES[best]]
-        if misfits[best] > WORST or fold and self._kept(SHAPES[best]) < LEAST_SYMMETRY:
-            return None
-        return SHAPES[best]
+        return SHAPES[best] if known[best] else None
 
     def _kept(self, shape: str) -> float:
         """The share of its own symmetry that is seen."""
@@ -133,17 +136,13 @@ class Window:
 
     def _cost(self, shape: str, angle: float) -> float:
         """What speaks against a shape apart from its picture: area, angle and symmetries."""
-        off, radius = min(
-            (abs(math.log(math.sqrt(self.area / AREAS[shape]) / r)), r) for r in SIZES.values()
-        )
+        off, radius = min((abs(math.log(math.sqrt(self.area / AREAS[shape]) / r)), r) for r in SIZES.values())
         cost, fold = _tail(off / AREA), FOLDS[shape]
         for order, seen in self.symmetry.items():
             if order != fold:
-                cost += _tail(abs(seen.strength) / ROUGH * radius / 6.0)
-        if fold:
-            cost += max(0.0, math.log(FADED / max(self._kept(shape), 1e-6)) / LOSES) ** 2 / 2
-            if not self.symmetry[fold].speed:
-                cost += min((angle / UPRIGHT) ** 2 / 2, TURNED)
+                cost += _tail(abs(seen.strength) / ROUGH[order] * radius / 6.0)
+        if fold and not self.symmetry[fold].speed:
+            cost += min((angle / UPRIGHT) ** 2 / 2, TURNED)
         return cost
 
 
@@ -189,8 +188,8 @@ def _tail(x: float) -> float:
     return 3.0 * math.log(1 + x * x / 5.0)
 
 
-def _fit(shape: str, picture: np.ndarray, radius: float, kept: float) -> tuple[float, float]:
-    """Cost of the best template of a shape for a picture ``[N, N]``, and the share of power that it misses.
+def _fit(shape: str, picture: np.ndarray, radius: float, kept: float) -> tuple[float, float, float]:
+    """Cost of the best template of a shape for a picture ``[N, N]``, the share of power it misses, the symmetry it keeps.
 
     radius: that the shape has by its area, which no blur changes. kept: how much of the shape's own symmetry is seen.
     """
@@ -198,11 +197,12 @@ def _fit(shape: str, picture: np.ndarray, radius: float, kept: float) -> tuple[f
     flat = picture.ravel().astype(np.float32)
     like = bank @ (flat / max(float(np.linalg.norm(flat)), 1e-6))
     misfit = 1 - np.clip(like, 0, 1) ** 2
-    gained = np.maximum(np.log(max(kept, 1e-6) / keeps), 0) / GAINS
+    more = np.log(max(kept, 1e-6) / keeps)
+    faded = np.minimum(np.maximum(more / GAINS, 0) ** 2 / 2, TURNED) + np.minimum(more / LOSES, 0) ** 2 / 2
     off = np.tile(np.log(RADII / radius), len(BLURS)) / LOOSE
-    cost = EVIDENCE * np.log(misfit + MISFIT) + off**2 / 2 + np.minimum(gained**2 / 2, TURNED)
+    cost = EVIDENCE * np.log(misfit + MISFIT) + off**2 / 2 + faded
     best = int(np.argmin(cost))
-    return float(cost[best]), float(misfit[best])
+    return float(cost[best]), float(misfit[best]), float(keeps[best])
 
 
 @functools.lru_cache(maxsize=len(SHAPES))
@@ -210,10 +210,14 @@ def _templates(shape: str) -> tuple[np.ndarray, np.ndarray]:
     """A shape upright at all blurs and radii ``[n, N * N]``, of unit norm, and the share of its symmetry left ``[n]``."""
     u, v = _grid()
     quarters = [(a, b) for a in (-0.25, 0.25) for b in (-0.25, 0.25)]
-    sharp = np.stack([np.mean([coverage(shape, u + a, v + b, r, 0.0) for a, b in quarters], 0) for r in RADII])
+    sharp = np.stack(
+        [np.mean([coverage(shape, u + a, v + b, r, 0.0) for a, b in quarters], 0) for r in RADII]
+    )
     seen = np.stack([ndimage.gaussian_filter(sharp, (0, blur, blur), truncate=3.0) for blur in BLURS])
     seen = seen.reshape(len(BLURS) * len(RADII), *u.shape)
-    keeps = np.array([_strength(picture, FOLDS[shape], 1.0) for picture in seen]) / _ideal(shape)
+    keeps = np.ones(len(seen))
+    if FOLDS[shape]:
+        keeps = np.array([_strength(picture, FOLDS[shape], 1.0) for picture in seen]) / _ideal(shape)
     bank = seen.reshape(len(seen), -1).astype(np.float32)
     return bank / np.linalg.norm(bank, axis=1, keepdims=True), keeps
 

@@ -66,7 +66,12 @@ def test_blur_does_not_change_what_is_read(shape, size, sigma):
     blurred = ndimage.gaussian_filter(frames, (0, sigma, sigma, 0)) + rng.normal(0, 3, frames.shape)
     for second in read(np.clip(blurred.round(), 0, 255).astype(np.uint8), 16.0):
         (found,) = second["objects"]
-        assert (found["shape"], found["colour"], found["size"], found["motion"]) == (shape, "red", size, motion)
+        assert (found["shape"], found["colour"], found["size"], found["motion"]) == (
+            shape,
+            "red",
+            size,
+            motion,
+        )
 
 
 def drawn(share):
