@@ -132,6 +132,11 @@ def _parts(share: np.ndarray, scale: float):
             # Pixels nearer to another thing than to this one are not this one's.
             to_core, to_others = (np.asarray(ndimage.distance_transform_edt(~m)) for m in (core, others))
             near = to_core <= to_others
+        # A round edge: that of the box would give faint outskirts the symmetry of a square.
+        rows, columns = np.nonzero(core)
+        far = np.hypot(*(i - i.mean() for i in (rows, columns))).max() + pad
+        v, u = np.ogrid[: core.shape[0], : core.shape[1]]
+        near = near & (np.hypot(v - rows.mean(), u - columns.mean()) <= far)
         strongly = core & (share[box] > HALF)
         yield box, strongly if strongly.any() else core, near
 
@@ -160,7 +165,7 @@ def _colour(inside, contrast, reach, unit) -> tuple[np.ndarray, int, float]:
     # Beside the direction counts most: thin things never reach their full colour, but they do not change it.
     cost = np.sqrt(np.maximum(beside, 0).mean(0) + 0.1 * plain.mean(0)) / 100
     best = int(np.argmin(cost))
-    level = float(np.clip(np.median(inside @ unit[best]) / reach[best], 0.85, 1.1)) * reach[best]
+    level = float(np.clip(np.median(inside @ unit[best]) / reach[best], 0.85, 1.1) * reach[best])
     return cost, best, level
 
 

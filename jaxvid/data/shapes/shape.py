@@ -31,16 +31,20 @@ TURNS = 1.2  # strength of a turning symmetry, as a multiple of that of a restin
 # Costs are negative log-likelihoods, up to constants.
 EVIDENCE = 6.0  # of the overlay: independent samples that it is worth
 MISFIT = 0.012  # share of the overlay's power that a template may miss for reasons other than its shape
-LOOSE = 0.15  # of the logarithm of a template's radius
+LOOSE = 0.12  # standard deviation of the logarithm of a template's radius
 AREA = 0.055  # standard deviation of half the logarithm of the area
 UPRIGHT = math.radians(6)  # standard deviation of the angle of what does not spin
 TURNED = 4.0  # cost of standing askew: it may have spun before
-ROUGH = 0.008  # strength of a wrong symmetry at a radius of 6
-FADED = 0.4  # share of its symmetry that a shape surely keeps
-LOSES = 0.6  # standard deviation of the logarithm of that share, below it
+ROUGH = {
+    3: 0.008,
+    4: 0.012,
+    5: 0.008,
+}  # strength of a wrong symmetry at a radius of 6; grids of pixels have one of 4
+LOSES = 0.6  # standard deviation of the logarithm of the symmetry seen, below that of a template of its blur
+GAINS = 0.15  # likewise above it: a codec adds no symmetry
 # Beyond these nothing was recognised.
 WORST = 0.06  # misfit
-LEAST_SYMMETRY = 0.04  # share of a shape's own symmetry
+LEAST_SYMMETRY = 0.2  # symmetry, as a share of that of a template of its blur
 
 
 @dataclasses.dataclass
@@ -89,11 +93,9 @@ class Window:
         turned = np.exp(-1j * fold * speeds[:, None] * self.since) @ values
         best = int(np.argmax(np.abs(turned)))
         turning = float(abs(turned[best]) / max(abs(rest), 1e-9))
-        return (
-            Symmetry(complex(turned[best]), float(speeds[best]), turning)
-            if turning > TURNS
-            else Symmetry(rest, 0.0, turning)
-        )
+        if turning > TURNS:
+            return Symmetry(complex(turned[best]), float(speeds[best]), turning)
+        return Symmetry(rest, 0.0, turning)
 
     def overlay(self, speed: float = 0.0) -> np.ndarray:
         """The mean ``[N, N]`` of the shares around the centre, a unit apart, each frame turned back by ``speed``."""
@@ -113,21 +115,20 @@ class Window:
     def shape(self) -> str | None:
         """The likeliest shape; None where not even that one is like what is seen."""
         overlays: dict[float, np.ndarray] = {}
-        costs, misfits = [], []
+        costs, known = [], []
         for shape in SHAPES:
             fold = FOLDS[shape]
             seen = self.symmetry[fold] if fold else Symmetry(0j, 0.0, 0.0)
             if seen.speed not in overlays:
                 overlays[seen.speed] = self.overlay(seen.speed)
             angle = _nearest((np.angle(seen.strength) - PHASES[shape]) / fold, fold) if fold else 0.0
-            fit, misfit = _fit(shape, _turned(overlays[seen.speed], angle))
+            kept = self._kept(shape) if fold else 1.0
+            radius = math.sqrt(self.area / AREAS[shape])
+            fit, misfit, keeps = _fit(shape, _turned(overlays[seen.speed], angle), radius, kept)
             costs.append(fit + self._cost(shape, angle))
-            misfits.append(misfit)
+            known.append(misfit <= WORST and (not fold or kept >= LEAST_SYMMETRY * keeps))
         best = int(np.argmin(costs))
-        fold = FOLDS[SHAPES[best]]
-        if misfits[best] > WORST or fold and self._kept(SHAPES[best]) < LEAST_SYMMETRY:
-            return None
-        return SHAPES[best]
+        return SHAPES[best] if known[best] else None
 
     def _kept(self, shape: str) -> float:
         """The share of its own symmetry that is seen."""
@@ -139,11 +140,9 @@ class Window:
         cost, fold = _tail(off / AREA), FOLDS[shape]
         for order, seen in self.symmetry.items():
             if order != fold:
-                cost += _tail(abs(seen.strength) / ROUGH * radius / 6.0)
-        if fold:
-            cost += max(0.0, math.log(FADED / max(self._kept(shape), 1e-6)) / LOSES) ** 2 / 2
-            if not self.symmetry[fold].speed:
-                cost += min((angle / UPRIGHT) ** 2 / 2, TURNED)
+                cost += _tail(abs(seen.strength) / ROUGH[order] * radius / 6.0)
+        if fold and not self.symmetry[fold].speed:
+            cost += min((angle / UPRIGHT) ** 2 / 2, TURNED)
         return cost
 
 
@@ -189,38 +188,50 @@ def _tail(x: float) -> float:
     return 3.0 * math.log(1 + x * x / 5.0)
 
 
-def _fit(shape: str, picture: np.ndarray) -> tuple[float, float]:
-    """Cost of the best template of a shape for a picture ``[N, N]``, and the share of power that it misses."""
-    bank, loose = _templates(shape)
+def _fit(shape: str, picture: np.ndarray, radius: float, kept: float) -> tuple[float, float, float]:
+    """Cost of the best template of a shape for a picture ``[N, N]``, the share of power it misses, the symmetry it keeps.
+
+    radius: that the shape has by its area, which no blur changes. kept: how much of the shape's own symmetry is seen.
+    """
+    bank, keeps = _templates(shape)
     flat = picture.ravel().astype(np.float32)
     like = bank @ (flat / max(float(np.linalg.norm(flat)), 1e-6))
     misfit = 1 - np.clip(like, 0, 1) ** 2
-    cost = EVIDENCE * np.log(misfit + MISFIT) + loose
+    more = np.log(max(kept, 1e-6) / keeps)
+    faded = np.minimum(np.maximum(more / GAINS, 0) ** 2 / 2, TURNED) + np.minimum(more / LOSES, 0) ** 2 / 2
+    off = np.tile(np.log(RADII / radius), len(BLURS)) / LOOSE
+    cost = EVIDENCE * np.log(misfit + MISFIT) + off**2 / 2 + faded
     best = int(np.argmin(cost))
-    return float(cost[best]), float(misfit[best])
+    return float(cost[best]), float(misfit[best]), float(keeps[best])
 
 
 @functools.lru_cache(maxsize=len(SHAPES))
 def _templates(shape: str) -> tuple[np.ndarray, np.ndarray]:
-    """A shape upright at all radii and blurs ``[n, N * N]``, of unit norm, and the costs ``[n]`` of their radii."""
+    """A shape upright at all blurs and radii ``[n, N * N]``, of unit norm, and the share of its symmetry left ``[n]``."""
     u, v = _grid()
     quarters = [(a, b) for a in (-0.25, 0.25) for b in (-0.25, 0.25)]
     sharp = np.stack(
         [np.mean([coverage(shape, u + a, v + b, r, 0.0) for a, b in quarters], 0) for r in RADII]
     )
     seen = np.stack([ndimage.gaussian_filter(sharp, (0, blur, blur), truncate=3.0) for blur in BLURS])
-    seen = seen.reshape(len(BLURS) * len(RADII), -1).astype(np.float32)
-    off = np.min([np.abs(np.log(RADII / radius)) for radius in SIZES.values()], 0)
-    loose = np.minimum((off / LOOSE) ** 2 / 2, TURNED)
-    return seen / np.linalg.norm(seen, axis=1, keepdims=True), np.tile(loose, len(BLURS))
+    seen = seen.reshape(len(BLURS) * len(RADII), *u.shape)
+    keeps = np.ones(len(seen))
+    if FOLDS[shape]:
+        keeps = np.array([_strength(picture, FOLDS[shape], 1.0) for picture in seen]) / _ideal(shape)
+    bank = seen.reshape(len(seen), -1).astype(np.float32)
+    return bank / np.linalg.norm(bank, axis=1, keepdims=True), keeps
 
 
 @functools.lru_cache(maxsize=len(SHAPES))
 def _ideal(shape: str) -> float:
     """Strength of a shape's own harmonic, which does not depend on its size."""
     line = np.arange(-12.0, 12.01, 0.125)
-    u, v = np.meshgrid(line, line)
-    cover = coverage(shape, u, v, 11.0, 0.0)
-    far = np.hypot(u, v)
-    turn = ((u + 1j * v) / np.maximum(far, 1e-9)) ** FOLDS[shape]
-    return float(abs((cover * far**2 * turn).sum()) / cover.sum() ** 2 / 0.125**2)
+    return _strength(coverage(shape, *np.meshgrid(line, line), 11.0, 0.0), FOLDS[shape], 0.125)
+
+
+def _strength(picture: np.ndarray, fold: int, step: float) -> float:
+    """Strength of a harmonic of a centred picture ``[N, N]`` whose pixels are ``step`` apart, as ``Symmetry`` has it."""
+    line = (np.arange(len(picture)) - len(picture) // 2) * step
+    z = line + 1j * line[:, None]
+    turn = (z / np.maximum(np.abs(z), 1e-9)) ** fold
+    return float(abs((picture * np.abs(z) ** 2 * turn).sum()) / (picture.sum() * step) ** 2)
