@@ -98,12 +98,15 @@ def cut_frames(x: Any) -> Any:
     return _constrain(x, mesh, PartitionSpec(_rows(x, mesh), SEQUENCE))
 
 
-def cut_channels(x: Any) -> Any:
-    """``x[B, ..., C]`` with all its frames on every device and its channels laid over ``sequence`` instead."""
+def cut_channels(x: Any, heads: int) -> Any:
+    """``x[B, ..., C]`` with all its frames on every device and its ``heads`` laid over ``sequence`` instead.
+
+    Heads that do not divide are copied. Where frames are not spread ``x`` stays as it is.
+    """
     mesh = spread_mesh()
     if mesh is None:
         return x
-    cut = SEQUENCE if x.shape[-1] % mesh.shape[SEQUENCE] == 0 else None
+    cut = SEQUENCE if heads % mesh.shape[SEQUENCE] == 0 else None
     return _constrain(x, mesh, PartitionSpec(_rows(x, mesh), *[None] * (x.ndim - 2), cut))
 
 

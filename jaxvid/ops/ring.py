@@ -136,6 +136,8 @@ def local_attention(
 
 def roll_frames(x: Array, by: int, mesh: Mesh | None, axis: str = "sequence") -> Array:
     """``jnp.roll(x, by, 1)`` of x [B, T, ...] whose frames are cut along ``axis``: neighbours exchange ``by`` frames."""
+    if not by:
+        return x
     size = 1 if mesh is None else mesh.shape[axis]
     if size == 1 or x.shape[1] % size or abs(by) > x.shape[1] // size:
         return jnp.roll(x, by, 1)
@@ -146,7 +148,7 @@ def roll_frames(x: Array, by: int, mesh: Mesh | None, axis: str = "sequence") ->
         n = x.shape[1]
         if by > 0:
             return jnp.concatenate([shards.send(x[:, n - by :], 1), x[:, : n - by]], 1)
-        return jnp.concatenate([x[:, -by:], shards.send(x[:, :-by], -1)], 1) if by else x
+        return jnp.concatenate([x[:, -by:], shards.send(x[:, :-by], -1)], 1)
 
     return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
 

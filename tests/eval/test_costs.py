@@ -18,7 +18,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_formula_and_count_agree(name):
-    model, geometry = NETWORKS[name](), Geometry(8, 16, 16, 24)
+    model, geometry = NETWORKS[name](), Geometry(32, 16, 16, 24)
     assert formula(model, geometry) == pytest.approx(count(model, geometry), rel=0.02)
 
 

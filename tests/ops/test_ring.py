@@ -188,13 +188,15 @@ os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_
     TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_LOG_DIR="disabled")
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
+from jaxvid.ops.pick import target
 from jaxvid.ops.ring import ring_attention
 from jaxvid.sharding import make_mesh
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = make_mesh(data=1, sequence=4, devices=devices)
 x = jax.ShapeDtypeStruct((1, 4096, 8, 128), jnp.bfloat16, sharding=jax.NamedSharding(mesh, jax.P(None, "sequence")))
 run = lambda q, k, v: ring_attention(q, k, v, mesh=mesh, implementation="reference")
-print(jax.jit(run).lower(x, x, x).compile().as_text())
+with target("tpu"):
+    print(jax.jit(run).lower(x, x, x).compile().as_text())
 """
 
 
@@ -204,12 +206,9 @@ def test_the_compiled_schedule_of_a_tpu(run_python):
     text = run_python(TPU)
     entry = text[text.index("ENTRY") :]
     assert "all-gather" not in text
-    order = ""
-    for line in entry.splitlines():
-        called = re.search(
-            r" (collective-permute-start|collective-permute-done|fusion|convolution|while)\(", line
-        )
-        if called:
-            order += {"s": "S", "d": "W"}.get(called[1].split("-")[-1][0], "A") if "-" in called[1] else "A"
+    signs = {"collective-permute-start": "S", "collective-permute-done": "W"}
+    computes = ("fusion", "convolution", "conditional", "while", "custom-call")
+    called = re.findall(rf" ({'|'.join([*signs, *computes])})\(", entry)
+    order = "".join(signs.get(name, "A") for name in called)
     assert order.count("S") == order.count("W") == 3
     assert re.fullmatch(r"(A*SA+WA*){3}", order), order

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Num
 from jaxvid.nn.layers import Linear, RMSNorm, along, named, uniform_fan_in
 from jaxvid.ops.conv import causal_conv1d
 from jaxvid.ops.ssd import ssd
-from jaxvid.sharding import cut_channels, cut_frames, spread_mesh
+from jaxvid.sharding import cut_channels, cut_frames
 from jaxvid.types import InputError
 
 # Order -> axes from slow to fast: spatial row-major, spatial column-major, temporal row-major, temporal
@@ -120,7 +120,10 @@ class Mamba(nn.Module):
         fused = Linear(
             inner + conv + heads, ("embed", "mlp"), bias=False, init=uniform_fan_in, name="in_proj"
         )(x)
-        gate, rest = jnp.split(fused, [inner], -1)
+        gate, x, shared, dt = jnp.split(fused, [inner, 2 * inner, inner + conv], -1)
+        # Where frames are spread over devices they come together here and heads part instead, so that every scan order
+        # is local. What all heads of a group share (B and C) is little, and is copied.
+        rest = cut_channels(x, heads), cut_channels(shared, self.groups), cut_channels(dt, heads)
 
         kernel = self.param("conv_kernel", named(uniform_fan_in, None, "mlp"), (self.conv, conv), jnp.float32)
         bias = self.param("conv_bias", named(nn.initializers.zeros, "mlp"), (conv,), jnp.float32)
@@ -129,11 +132,17 @@ class Mamba(nn.Module):
         skip = self.param("D", named(nn.initializers.ones, None), (heads,), jnp.float32)
 
         def scan(seq, state=None, past=None):
-            """Convolution and scan of one layout: [B, L, conv + heads] -> [B, L, I], state, conv inputs."""
-            xbc, dt = jnp.split(seq, [conv], -1)
-            xbc, past = causal_conv1d(xbc, kernel.astype(xbc.dtype), bias.astype(xbc.dtype), memory=past)
-            v, b, c = jnp.split(nn.silu(xbc), [inner, inner + self.groups * self.state], -1)
-            n, length = seq.shape[:2]
+            """Convolution and scan of one layout: three arrays [B, L, ...] -> [B, L, I], state, conv inputs."""
+            parts, pasts = [], []
+            x, shared, dt = seq
+            for part, at in ((x, slice(0, inner)), (shared, slice(inner, None))):
+                before = None if past is None else past[..., at]
+                weights = kernel[:, at].astype(part.dtype), bias[at].astype(part.dtype)
+                part, after = causal_conv1d(part, *weights, memory=before)
+                parts.append(nn.silu(part))
+                pasts.append(after)
+            v, (b, c), past = parts[0], jnp.split(parts[1], 2, -1), jnp.concatenate(pasts, -1)
+            n, length = v.shape[:2]
             y, state = ssd(
                 v.reshape(n, length, heads, self.head),
                 jax.nn.softplus(dt.astype(a.dtype) + along(dt_bias, dt).astype(a.dtype)),
@@ -146,35 +155,31 @@ class Mamba(nn.Module):
             )
             return y.reshape(n, length, inner), state, past
 
-        if spread_mesh() is not None:
-            rest = self._by_heads(rest, inner, conv)
         if self.causal:
-            y, memory = self._causal(to_sequence(rest, self.order), grid, scan, memory)
+            seq = tuple(to_sequence(a, self.order) for a in rest)
+            y, memory = self._causal(seq, grid, scan, memory)
         else:
             y = self._both_ways(rest, scan)
-        y = cut_frames(to_grid(cut_channels(y), grid, self.order)) * nn.silu(gate)
+        y = cut_frames(to_grid(cut_channels(y, heads), grid, self.order)) * nn.silu(gate)
         y = RMSNorm(1e-5, name="norm")(y)
         return Linear(width, ("mlp", "embed"), bias=False, init=uniform_fan_in, name="out_proj")(y), memory
-
-    def _by_heads(self, rest, inner: int, conv: int):
-        """Frames that are spread over devices come together, heads part instead: every scan order is then local.
-
-        B and C, which all heads share, are copied; they are few beside the heads' channels.
-        """
-        x, shared, dt = jnp.split(rest, [inner, conv], -1)
-        return jnp.concatenate([cut_channels(x), cut_channels(shared), cut_channels(dt)], -1)
 
     def _both_ways(self, rest, scan):
         """Both directions as one batch. Review tokens come first in scan time in both of them.
 
         The input projection has no bias, so pooling its output equals projecting the pooled input.
         """
-        seq, reviewed = to_sequence(rest, self.order), 0
-        both = jnp.concatenate([seq, seq[:, ::-1]])
-        if self.review is not None:
-            r = to_sequence(pool(rest, self.review), self.order)
-            reviewed = r.shape[1]
-            both = jnp.concatenate([jnp.concatenate([r, r[:, ::-1]]), both], 1)
+
+        def laid_out(a):
+            seq = to_sequence(a, self.order)
+            both = jnp.concatenate([seq, seq[:, ::-1]])
+            if self.review is not None:
+                r = to_sequence(pool(a, self.review), self.order)
+                both = jnp.concatenate([jnp.concatenate([r, r[:, ::-1]]), both], 1)
+            return both
+
+        both = tuple(laid_out(a) for a in rest)
+        reviewed = both[0].shape[1] - math.prod(rest[0].shape[1:4])
         y, _, _ = scan(both)
         ahead, back = jnp.split(y[:, reviewed:], 2)
         return ahead + back[:, ::-1]
@@ -189,8 +194,8 @@ class Mamba(nn.Module):
             ahead, _, _ = scan(seq)
             after = None
         else:
-            ahead, state, past = scan(seq, memory["state"], memory["conv"].astype(seq.dtype))
+            ahead, state, past = scan(seq, memory["state"], memory["conv"].astype(seq[0].dtype))
             after = {"conv": past.astype(memory["conv"].dtype), "state": state.astype(memory["state"].dtype)}
-        blocks = seq.reshape(-1, self.block * tokens, seq.shape[-1])
-        back, _, _ = scan(blocks[:, ::-1])
+        blocks = (a.reshape(-1, self.block * tokens, a.shape[-1]) for a in seq)
+        back, _, _ = scan(tuple(a[:, ::-1] for a in blocks))
         return ahead + back[:, ::-1].reshape(ahead.shape), after
