@@ -87,7 +87,13 @@ def attention(
         raise NotImplementedError(f"the GPU attention kernel {why}")
     fixed = isinstance(q_offset, int | np.integer)
     call = _Call(
-        mask, int(q_offset) if fixed else None, sizes or Tiles(), interpret, q.shape[1], k.shape[1], q_ids is not None
+        mask,
+        int(q_offset) if fixed else None,
+        sizes or Tiles(),
+        interpret,
+        q.shape[1],
+        k.shape[1],
+        q_ids is not None,
     )
     if q_ids is None:
         q_ids, k_ids = jnp.zeros((1, q.shape[1]), jnp.int32), jnp.zeros((1, k.shape[1]), jnp.int32)
@@ -173,7 +179,9 @@ class _Work:
             [matrix(self.stages, self.tile, self.width) for _ in range(streamed)]
             + [plgpu.SMEM((self.stages, self.tile), jnp.float32) for _ in range(rows_streamed)],
             [matrix(WORKERS, ROWS, self.tile)] if self.spill else [],
-            plgpu.Barrier(num_arrivals=owned + (2 if owned == 2 and not rows_streamed else 0), num_barriers=WORKERS),
+            plgpu.Barrier(
+                num_arrivals=owned + (2 if owned == 2 and not rows_streamed else 0), num_barriers=WORKERS
+            ),
             [plgpu.Barrier(num_barriers=self.stages) for _ in range(streamed + rows_streamed)],
             plgpu.Barrier(num_arrivals=WORKERS, num_barriers=self.stages),
         ]
@@ -366,7 +374,9 @@ def _forward_body(place, q, k, v, out, lse):
         weight = jnp.where(seen, 1.0 / safe, 0.0)
         place.per_row[0].at[me][...] = jnp.where(seen, top * work.scale + jnp.log(safe), NO_KEYS)
         place.store(0, acc * _spread(weight, acc.shape), out, place.head)
-        plgpu.copy_smem_to_gmem(place.per_row[0].at[me], lse.at[place.batch, place.head, pl.ds(place.base, ROWS)])
+        plgpu.copy_smem_to_gmem(
+            place.per_row[0].at[me], lse.at[place.batch, place.head, pl.ds(place.base, ROWS)]
+        )
         plgpu.wait_smem_to_gmem(0)
 
     @pl.when(me == WORKERS)

@@ -209,7 +209,11 @@ class _Grid:
 
     def heads(self, at):
         """Which head of queries, and which of keys."""
-        return (at[1] * self.group + at[3], at[1]) if self.by_keys else (at[1], jax.lax.div(at[1], jnp.int32(self.group)))
+        return (
+            (at[1] * self.group + at[3], at[1])
+            if self.by_keys
+            else (at[1], jax.lax.div(at[1], jnp.int32(self.group)))
+        )
 
     def _spec(self, block, side, across):
         def index(*args):

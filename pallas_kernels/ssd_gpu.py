@@ -140,7 +140,26 @@ def _inside(interpret, x, parts, entering):
     swizzle = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     matrix = lambda *shape: plgpu.SMEM(shape, dtype, transforms=swizzle)
 
-    def kernel(x, B, C, h, dt, cs, y, x_here, B_here, C_here, h_here, y_here, dt_here, sums, own_sums, spilled, came, own_came):
+    def kernel(
+        x,
+        B,
+        C,
+        h,
+        dt,
+        cs,
+        y,
+        x_here,
+        B_here,
+        C_here,
+        h_here,
+        y_here,
+        dt_here,
+        sums,
+        own_sums,
+        spilled,
+        came,
+        own_came,
+    ):
         head, chunk, b = (lax.axis_index(name) for name in ("head", "chunk", "batch"))
         me = lax.axis_index("warpgroup")
         group = lax.div(head, jnp.int32(per_group))

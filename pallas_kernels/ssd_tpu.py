@@ -126,7 +126,14 @@ def _run(call, x, dt, cs, B, C, state, keep):
         outputs.append((entering, grid.entering))
     return grid.call(
         _forward_kernel,
-        [(x, grid.tokens), (dt, grid.rows), (cs, grid.rows), (B, grid.shared), (C, grid.shared), (state, grid.states)],
+        [
+            (x, grid.tokens),
+            (dt, grid.rows),
+            (cs, grid.rows),
+            (B, grid.shared),
+            (C, grid.shared),
+            (state, grid.states),
+        ],
         outputs,
         [(grid.steps, grid.heads * grid.width, grid.state), (grid.chunk, grid.chunk)],
     )
@@ -210,7 +217,11 @@ class _Grid:
         """a b with the axes given contracted, summed in float32."""
         precision = jax.lax.Precision.HIGHEST if self.precise else jax.lax.Precision.DEFAULT
         return jax.lax.dot_general(
-            a, b, ((contract[:1], contract[1:]), ((), ())), precision=precision, preferred_element_type=jnp.float32
+            a,
+            b,
+            ((contract[:1], contract[1:]), ((), ())),
+            precision=precision,
+            preferred_element_type=jnp.float32,
         )
 
     def of_step(self, step):
@@ -265,7 +276,25 @@ def _forward_kernel(grid, outputs, x, dt, cs, B, C, initial, y, final, *rest):
 
 
 def _backward_kernel(
-    grid, outputs, x, dt, cs, B, C, entering, d_y, d_final, dx, ddt, dcs, dB, dC, d_initial, d_state, scores, d_scores
+    grid,
+    outputs,
+    x,
+    dt,
+    cs,
+    B,
+    C,
+    entering,
+    d_y,
+    d_final,
+    dx,
+    ddt,
+    dcs,
+    dB,
+    dC,
+    d_initial,
+    d_state,
+    scores,
+    d_scores,
 ):
     del outputs
     chunk, step = pl.program_id(2), pl.program_id(3)

@@ -17,7 +17,9 @@ MOST = 8  # rules; a kernel looks at each of them for every pair of a tile
 Array = Any
 
 
-def mask_rules(mask: masks.Mask, batch: int, q_len: int, k_len: int) -> tuple[tiles.Mask, Array | None, Array | None]:
+def mask_rules(
+    mask: masks.Mask, batch: int, q_len: int, k_len: int
+) -> tuple[tiles.Mask, Array | None, Array | None]:
     """(rules, query ids int32 [B, Lq] or None, key ids int32 [B, Lk] or None), all of which must agree.
 
     Raises NotImplementedError for a mask that has no such form: boolean arrays, segments under ``|`` or given twice,

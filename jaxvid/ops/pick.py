@@ -77,7 +77,9 @@ def kernel_interprets(wanted: str, capability: str | None = None) -> bool:
             raise NotImplementedError(f"the kernel runs on compute capability {capability}, not {found}")
         mesh = jax.sharding.get_abstract_mesh()
         if jax.device_count() > 1 and (mesh.empty or set(mesh.axis_names) - set(mesh.manual_axes)):
-            raise NotImplementedError("several devices with automatic sharding cannot share a kernel; use jax.shard_map")
+            raise NotImplementedError(
+                "several devices with automatic sharding cannot share a kernel; use jax.shard_map"
+            )
     return False
 
 

@@ -31,7 +31,9 @@ MASKS = {
 }
 
 
-def draw(q_len=200, k_len=200, heads=1, groups=1, width=64, dtype=jnp.float32, batch=1, seed=0, value_width=None):
+def draw(
+    q_len=200, k_len=200, heads=1, groups=1, width=64, dtype=jnp.float32, batch=1, seed=0, value_width=None
+):
     rng = np.random.default_rng(seed)
     shapes = (q_len, heads, width), (k_len, groups, width), (k_len, groups, value_width or width)
     return tuple(jnp.asarray(rng.standard_normal((batch, *s)), dtype) for s in shapes)
@@ -48,7 +50,9 @@ def oracle(q, k, v, allowed, d_out, d_lse):
     top = scores.max(-1, keepdims=True)
     p = np.exp(scores - np.where(np.isfinite(top), top, 0))
     total = p.sum(-1, keepdims=True)
-    lse = np.where(total > 0, np.where(np.isfinite(top), top, 0) + np.log(np.where(total > 0, total, 1)), -1e30)
+    lse = np.where(
+        total > 0, np.where(np.isfinite(top), top, 0) + np.log(np.where(total > 0, total, 1)), -1e30
+    )
     p = p / np.where(total > 0, total, 1)
     out = np.einsum("bhqs,bshk->bqhk", p, many_v)
     d_p = np.einsum("bqhk,bshk->bhqs", d_out, many_v)
@@ -146,12 +150,24 @@ def run_narrow(q, k, v):
     return attention_tpu.attention(q, k, v, mask=((Near(100, 0),),), sizes=SMALL, interpret=True)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("name", ["full", "teacher", "segments"])
+@pytest.mark.parametrize(
+    "name, width, dtype",
+    [
+        ("full", 64, jnp.float32),
+        ("full", 128, jnp.bfloat16),
+        ("teacher", 128, jnp.float32),
+        ("sink", 64, jnp.bfloat16),
+        ("segments", 64, jnp.float32),
+        ("segments", 128, jnp.bfloat16),
+    ],
+)
 def test_exports_for_tpu(name, width, dtype):
     arrays = draw(300, 1300, heads=2, width=width, dtype=dtype)
-    ids = (jnp.zeros((1, 300), jnp.int32), jnp.zeros((1, 1300), jnp.int32)) if name == "segments" else (None, None)
+    ids = (
+        (jnp.zeros((1, 300), jnp.int32), jnp.zeros((1, 1300), jnp.int32))
+        if name == "segments"
+        else (None, None)
+    )
     mask = MASKS.get(name, CAUSAL)
 
     def loss(q, k, v):
@@ -170,4 +186,6 @@ def test_refuses_with_a_reason():
     with pytest.raises(NotImplementedError, match="at least 128 queries and keys, not 9 and 200"):
         attention_tpu.attention(*draw(9))
     with pytest.raises(NotImplementedError, match="lists at most"):
-        jax.eval_shape(lambda *a: attention_tpu.attention(*a, mask=CAUSAL, sizes=SMALL), *draw(128 * 520, 128 * 520))
+        jax.eval_shape(
+            lambda *a: attention_tpu.attention(*a, mask=CAUSAL, sizes=SMALL), *draw(128 * 520, 128 * 520)
+        )

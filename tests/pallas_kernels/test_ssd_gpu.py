@@ -11,7 +11,8 @@ import pytest
 from tests.pallas_kernels.test_ssd_tpu import draw, oracle
 
 pytestmark = pytest.mark.skipif(
-    jax.version.__version_info__ < (0, 11), reason="Mosaic GPU's interpreter needs jax 0.11 (Python 3.12) or newer"
+    jax.version.__version_info__ < (0, 11),
+    reason="Mosaic GPU's interpreter needs jax 0.11 (Python 3.12) or newer",
 )
 ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
@@ -21,7 +22,9 @@ def run(*arrays, interpret=not ON_HOPPER):
     from pallas_kernels import ssd_gpu
 
     plain = functools.partial(chunked, chunk=64, dtype=jnp.float32)
-    poison = ssd_gpu.plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan") if interpret else None
+    poison = (
+        ssd_gpu.plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan") if interpret else None
+    )
     return ssd_gpu.ssd(*arrays, plain=plain, interpret=poison)
 
 
@@ -43,7 +46,9 @@ def test_exports_for_cuda():
     arrays = draw(300, heads=4, groups=2, width=64, state=128, dtype=jnp.bfloat16)
     loss = lambda *a: run(*a, interpret=False)[0].astype(jnp.float32).sum()
     allowed = [jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")]
-    exported = jax.export.export(jax.jit(jax.value_and_grad(loss)), platforms=["cuda"], disabled_checks=allowed)(*arrays)
+    exported = jax.export.export(
+        jax.jit(jax.value_and_grad(loss)), platforms=["cuda"], disabled_checks=allowed
+    )(*arrays)
     assert exported.mlir_module().count("mosaic_gpu_v2") == 1
 
 

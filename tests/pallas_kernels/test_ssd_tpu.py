@@ -17,7 +17,11 @@ def draw(length=256, heads=2, groups=1, width=32, state=16, batch=1, dtype=jnp.f
     rng = np.random.default_rng(seed)
     normal = lambda *s: rng.standard_normal(s)
     x, dt = normal(batch, length, heads, width), np.log1p(np.exp(normal(batch, length, heads) - 2))
-    A, B, C = -np.exp(normal(heads)), normal(batch, length, groups, state), normal(batch, length, groups, state)
+    A, B, C = (
+        -np.exp(normal(heads)),
+        normal(batch, length, groups, state),
+        normal(batch, length, groups, state),
+    )
     start = normal(batch, heads, width, state)
     kinds = (dtype, jnp.float32, jnp.float32, dtype, dtype, jnp.float32)
     return tuple(jnp.asarray(v, kind) for v, kind in zip((x, dt, A, B, C, start), kinds, strict=True))
