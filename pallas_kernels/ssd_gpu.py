@@ -224,11 +224,23 @@ class _Block:
         """Where the five [Q] buffers come from: down the rows dt, cs, left, across the columns dt, cs."""
         return [self.row(v) for v in (dt, cs, left, dt, cs)]
 
-    def loaded(self, numbers):
-        """Those buffers as numbers of this warpgroup's rows, and of all columns."""
-        return [plgpu.load(v.at[self.mine], layout=ROW) for v in numbers[:3]] + [
-            plgpu.load(v, layout=COLUMN) for v in numbers[3:]
-        ]
+    def down(self, numbers):
+        """dt, cs, left of this warpgroup's rows."""
+        return [plgpu.load(v.at[self.mine], layout=ROW) for v in numbers[:3]]
+
+    def across(self, numbers, which):
+        """dt (0) or cs (1) over the columns of a tile: many registers, so loaded where it is needed."""
+        return _over_columns(plgpu.load(numbers[3 + which], layout=COLUMN), (ROWS, CHUNK))
+
+    def decay(self, numbers, row, flipped=False):
+        """exp(cs_i - cs_j) for j <= i, else 0; i down the rows, or j if ``flipped``."""
+        shape = (ROWS, CHUNK)
+        mine = plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=ROW) + self.me * ROWS
+        other = plgpu.broadcasted_iota(jnp.int32, (CHUNK,), 0, layout=COLUMN)
+        ahead = _over_rows(mine, shape) - _over_columns(other, shape)
+        rise = _over_rows(row, shape) - self.across(numbers, 1)
+        ahead, rise = (-ahead, -rise) if flipped else (ahead, rise)
+        return jnp.exp(jnp.where(ahead >= 0, jnp.minimum(rise, 0.0), -1e30))
 
     def product(self, a, b, sums=None):
         """sums + a b in float32 [64, ...]; a in shared memory, or in registers as numbers."""
@@ -300,28 +312,16 @@ def _over_columns(v, shape):
     return lax.broadcast_in_dim(v, shape, [1])
 
 
-def _indices(block):
-    """(token of the row, token of the column) of a [64, Q] tile."""
-    row, column = (plgpu.broadcasted_iota(jnp.int32, (ROWS, CHUNK), n, layout=WIDE) for n in (0, 1))
-    return row + block.me * ROWS, column
-
-
-def _decay(rise, allowed):
-    return jnp.exp(jnp.where(allowed, jnp.minimum(rise, 0.0), -1e30))
-
-
 def _forward_body(block, refs, buffers, numbers, came):
     x, B, C, h, dt, cs, left, y = refs
     x_here, B_here, C_here, h_here = buffers
     sources = *block.inputs(x, B, C), block.state(h), *block.numbers(dt, cs, left)
     block.fetch(sources, (*buffers, *numbers), came)
-    shape = (ROWS, CHUNK)
-    _, row, _, times, column = block.loaded(numbers)
-    i, j = _indices(block)
+    _, row, _ = block.down(numbers)
     mine = C_here.at[block.mine]
     mixed = block.product(mine, B_here.transpose((1, 0)))
-    mixed = mixed * _decay(_over_rows(row, shape) - _over_columns(column, shape), j <= i)
-    mixed = (mixed * _over_columns(times, shape)).astype(x.dtype)
+    mixed = mixed * block.decay(numbers, row)
+    mixed = (mixed * block.across(numbers, 0)).astype(x.dtype)
     out = block.product(mine, h_here.transpose((1, 0)))
     block.store(block.product(mixed, x_here, out * _over_rows(jnp.exp(row), out.shape)), y)
 
@@ -333,15 +333,14 @@ def _backward_body(block, refs, buffers, numbers, came):
     sources = *sources, block.state(leaving), *block.numbers(dt, cs, left)
     block.fetch(sources, (*buffers, *numbers), came)
     shape, dtype = (ROWS, CHUNK), x.dtype
-    my_times, row, my_left, times, column = block.loaded(numbers)
-    me, other = _indices(block)
+    my_times, row, my_left = block.down(numbers)
     my_x, my_B, my_C, my_d_y = (v.at[block.mine] for v in (x_here, B_here, C_here, d_y_here))
     across = lambda v: v.transpose((1, 0))
     wide = lambda v: plgpu.load(v, layout=WIDE).astype(jnp.float32)
 
     # i down the rows
-    decay = _decay(_over_rows(row, shape) - _over_columns(column, shape), other <= me)
-    change = block.product(my_d_y, across(x_here)) * decay * _over_columns(times, shape)  # of C_i . B_j
+    change = block.product(my_d_y, across(x_here)) * block.decay(numbers, row)
+    change = change * block.across(numbers, 0)  # of C_i . B_j
     from_start = jnp.exp(row)
     reached = (block.product(my_C, across(h_here)) * wide(my_d_y)).sum(axis=1) * from_start
     block.store_row((change * block.product(my_C, across(B_here))).sum(axis=1) + reached, gained)
@@ -349,17 +348,19 @@ def _backward_body(block, refs, buffers, numbers, came):
     block.store(block.product(change.astype(dtype), B_here, my_dC * _over_rows(from_start, my_dC.shape)), dC)
 
     # j down the rows
-    decay = _decay(_over_columns(column, shape) - _over_rows(row, shape), me <= other)
+    decay = block.decay(numbers, row, flipped=True)
     change = block.product(my_x, across(d_y_here)) * decay
     mixed = block.product(my_B, across(C_here))
     at_j = (change * mixed).sum(axis=1)
-    my_dx = block.product((mixed * decay).astype(dtype), d_y_here)
+    mixed = (mixed * decay).astype(dtype)
+    change = (change * _over_rows(my_times, shape)).astype(dtype)  # half as many registers from here on
+    my_dB = block.product(my_x, leaving_here)
+    my_dB = my_dB * _over_rows(my_left * my_times, my_dB.shape)
+    block.store(block.product(change, C_here, my_dB), dB)
+    my_dx = block.product(mixed, d_y_here)
     kept = block.product(my_B, across(leaving_here)) * _over_rows(my_left, my_dx.shape)
     stays = (kept * wide(my_x)).sum(axis=1)
     block.store((my_dx + kept) * _over_rows(my_times, my_dx.shape), dx)
-    my_dB = block.product(my_x, leaving_here)
-    my_dB = my_dB * _over_rows(my_left * my_times, my_dB.shape)
-    block.store(block.product((change * _over_rows(my_times, shape)).astype(dtype), C_here, my_dB), dB)
     block.store_row(at_j * my_times, lost)
     block.store_row(stays * my_times, moved)
     block.store_row(at_j + stays, ddt)

