@@ -3,6 +3,7 @@
 # make test    the whole fast suite                                    make check   what CI asks: format, lint, types, tests
 # make kernels the tests that need an accelerator                      make clean   away with the environment and the caches
 # make interop the reference weights of Wan and SkyReels-V2 once more, in torch, and what is held against them
+# make kernels-aot  kernels through the compilers of TPUs and of an H200, without either (about 500 MB of wheels)
 PYTHON ?= python3
 VENV ?= .venv
 # Two cores share two workers well; on a larger machine: make test WORKERS=8
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 PINS = $(wildcard constraints/py$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 INSTALL = $(BIN)/python -m pip install -q --no-input --disable-pip-version-check $(addprefix -c ,$(PINS))
 
-.PHONY: demo setup test smoke check kernels interop clean
+.PHONY: demo setup test smoke check kernels kernels-aot interop clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -40,6 +41,12 @@ kernels: $(VENV)/.installed-test
 interop: $(VENV)/.installed-interop
 	$(BIN)/python -m tests.interop.references --check
 	$(BIN)/python -m pytest -q tests/interop tests/io/test_pth.py tests/data/test_tokens.py $(PYTEST_ARGS)
+
+# ptxas and libtpu need no device; without their wheels (no network) what needs them is skipped
+kernels-aot: $(VENV)/.installed-test
+	-$(BIN)/python -m pip install -q --no-deps libtpu nvidia-cuda-nvcc nvidia-nvvm \
+	  $$($(BIN)/python -c 'import jax; print("jax-cuda13-plugin==%s jax-cuda13-pjrt==%s" % ((jax.__version__,) * 2))')
+	$(BIN)/python -m pytest -q -m slow tests/pallas_kernels/test_aot.py $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

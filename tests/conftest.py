@@ -36,6 +36,8 @@ SMOKE = {
     "models/test_video_dit.py",
     "ops/test_attention.py",
     "ops/test_ssd.py",
+    "pallas_kernels/test_attention_gpu.py",
+    "pallas_kernels/test_ssd_gpu.py",
     "sampling/test_sample.py",
     "test_config.py",
     "test_import.py",

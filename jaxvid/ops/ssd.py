@@ -23,8 +23,6 @@ Ref: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060).
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -160,15 +158,14 @@ def mosaic_tpu(x, dt, A, B, C, state, *, chunk, dtype):
 
 
 def mosaic_gpu(x, dt, A, B, C, state, *, chunk, dtype):
-    """The kernel of `pallas_kernels.ssd_gpu`, with the derivative of `chunked`; its chunks have 128 tokens."""
+    """The kernel of `pallas_kernels.ssd_gpu`; its chunks have 128 tokens."""
     interpret = kernel_interprets("gpu", "9.0")
     if chunk not in (None, 128):
         raise NotImplementedError(f"the kernel has chunks of 128 tokens, not {chunk}")
     from pallas_kernels import ssd_gpu
 
-    plain = functools.partial(chunked, chunk=None, dtype=dtype)
     interpret = ssd_gpu.plgpu.InterpretGPUParams() if interpret else None
-    return ssd_gpu.ssd(x, dt, A, B, C, state, plain=plain, interpret=interpret)
+    return ssd_gpu.ssd(x, dt, A, B, C, state, interpret=interpret)
 
 
 ORDER = {"tpu": ("mosaic_tpu", "chunked"), "gpu": ("mosaic_gpu", "chunked"), "default": ("chunked",)}

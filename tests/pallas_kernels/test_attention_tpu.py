@@ -150,9 +150,17 @@ def run_narrow(q, k, v):
     return attention_tpu.attention(q, k, v, mask=((Near(100, 0),),), sizes=SMALL, interpret=True)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("width", [64, 128])
-@pytest.mark.parametrize("name", ["full", "teacher", "segments"])
+@pytest.mark.parametrize(
+    "name, width, dtype",
+    [
+        ("full", 64, jnp.float32),
+        ("full", 128, jnp.bfloat16),
+        ("teacher", 128, jnp.float32),
+        ("sink", 64, jnp.bfloat16),
+        ("segments", 64, jnp.float32),
+        ("segments", 128, jnp.bfloat16),
+    ],
+)
 def test_exports_for_tpu(name, width, dtype):
     arrays = draw(300, 1300, heads=2, width=width, dtype=dtype)
     ids = (

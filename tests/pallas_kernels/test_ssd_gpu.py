@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Hopper scan kernel in Mosaic GPU's interpreter against the recurrence in float64, and its export."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +16,12 @@ ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def run(*arrays, interpret=not ON_HOPPER):
-    from jaxvid.ops.ssd import chunked
     from pallas_kernels import ssd_gpu
 
-    plain = functools.partial(chunked, chunk=64, dtype=jnp.float32)
     poison = (
         ssd_gpu.plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan") if interpret else None
     )
-    return ssd_gpu.ssd(*arrays, plain=plain, interpret=poison)
+    return ssd_gpu.ssd(*arrays, interpret=poison)
 
 
 @pytest.mark.parametrize("length, heads, groups, width, state", [(130, 1, 1, 64, 64), (128, 2, 2, 64, 128)])
@@ -49,11 +45,11 @@ def test_exports_for_cuda():
     exported = jax.export.export(
         jax.jit(jax.value_and_grad(loss)), platforms=["cuda"], disabled_checks=allowed
     )(*arrays)
-    assert exported.mlir_module().count("mosaic_gpu_v2") == 1
+    assert exported.mlir_module().count("mosaic_gpu_v2") == 2
 
 
 def test_refuses_with_a_reason():
     with pytest.raises(NotImplementedError, match="bfloat16 or float16"):
         run(*draw())
-    with pytest.raises(NotImplementedError, match="64 and 128, not 32 and 64"):
+    with pytest.raises(NotImplementedError, match="width 64 and states of 64 or 128, not 32 and 64"):
         run(*draw(width=32, state=64, dtype=jnp.bfloat16))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels through the real compilers without the hardware (`make kernels-aot`): libtpu, and ptxas for sm_90a."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TPU = """
+import os
+os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_WORKER_ID="0", TPU_LOG_DIR="disabled",
+                  TPU_ACCELERATOR_TYPE="v5litepod-4", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+devices = topologies.get_topology_desc(platform="tpu", topology_name="{topology}").devices
+"""
+
+CUDA = '''
+import os
+os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+H200 = """gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 150000000000 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 }
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 19 } runtime_version { major: 13 }
+device_description_str: "NVIDIA H200" """
+devices = topologies.get_topology_desc(
+    platform="cuda", topology_name="h200", target_config=H200, topology="1x1x1").devices
+'''
+
+SHAPES = """
+place = NamedSharding(Mesh(np.array(devices[:1]), ("x",)), PartitionSpec())
+bf, f32 = jnp.bfloat16, jnp.float32
+S = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+def step(f, inputs, outputs):  # values and gradients
+    count = len(inputs)
+    both = lambda *a: (lambda outs, back: (outs, back(a[count:])))(*jax.vjp(f, *a[:count]))
+    jax.jit(both).lower(*inputs, *outputs).compile()
+
+def attention(f, width):
+    x = S(bf, 1, 4096, 8, width)
+    step(f, [x, x, x], [x, S(f32, 1, 4096, 8)])
+
+def scan(f):
+    x, dt, b, h = S(bf, 1, 2048, 16, 64), S(f32, 1, 2048, 16), S(bf, 1, 2048, 1, 128), S(f32, 1, 16, 64, 128)
+    step(f, [x, dt, S(f32, 16), b, b, h], [x, h])
+
+from pallas_kernels.tiles import FULL, Near
+MASKS = [FULL, ((Near(None, 0),),), ((Near(500, 300),),)]
+"""
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_compiles_for_tpu(topology, run_python):
+    work = """
+from pallas_kernels import attention_tpu, ssd_tpu
+for width in (64, 128):
+    for mask in MASKS:
+        attention(lambda q, k, v: attention_tpu.attention(q, k, v, mask=mask), width)
+scan(ssd_tpu.ssd)
+print("compiled")
+"""
+    assert "compiled" in run_python(TPU.format(topology=topology) + SHAPES + work, timeout=1800)
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda13_plugin"),
+    reason="needs the wheels jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm",
+)
+def test_compiles_for_hopper_with_few_spills(run_python):
+    """Spilled bytes per kernel; dk and dv at width 128 and the scan backwards fill all registers."""
+    work = """
+import contextlib, json, re, sys, tempfile
+from pallas_kernels import attention_gpu, ssd_gpu
+with tempfile.TemporaryFile() as said:
+    kept, old = os.dup(2), os.dup(1)
+    os.dup2(said.fileno(), 1); os.dup2(said.fileno(), 2)
+    for width in (64, 128):
+        for mask in MASKS:
+            attention(lambda q, k, v: attention_gpu.attention(q, k, v, mask=mask), width)
+    scan(ssd_gpu.ssd)
+    os.dup2(old, 1); os.dup2(kept, 2)
+    said.seek(0)
+    text = said.read().decode(errors="replace")
+print(json.dumps(re.findall(r"properties for (\\S+).*?(\\d+) bytes spill stores", text, re.S)))
+"""
+    found = json.loads(run_python(CUDA + SHAPES + work, timeout=1800).splitlines()[-1])
+    assert len(found) == 3 * 2 * 3 + 2, found
+    for name, spilled in found:
+        assert int(spilled) <= (150 if re.search("dkv|ssd_backward", name) else 0), found
