@@ -2,6 +2,8 @@
 """Our networks against the originals, on references made with torch; and the proof that the gate sees known mistakes."""
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -63,9 +65,7 @@ def test_the_norm_of_a_nearly_constant_token_has_the_right_epsilon():
 
 
 def _exact_gelu(patch):
-    patch.setattr(
-        wan_dit.nn, "gelu", lambda x, approximate=True: nn.activation.jax.nn.gelu(x, approximate=False)
-    )
+    patch.setattr(wan_dit.nn, "gelu", lambda x, approximate=True: jax.nn.gelu(x, approximate=False))
 
 
 def _swapped_axes(patch):
@@ -84,8 +84,8 @@ def _equal_split(patch):
 def _half_split(patch):
     def turn(x, cos, sin):
         cos, sin = cos[None, :, None, :], sin[None, :, None, :]
-        a, b = np.split(x, 2, -1) if isinstance(x, np.ndarray) else wan_dit.jnp.split(x, 2, -1)
-        return wan_dit.jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+        a, b = jnp.split(x, 2, -1)
+        return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
 
     patch.setattr(wan_dit, "turn", turn)
 
@@ -114,9 +114,6 @@ def test_the_gate_sees_a_text_encoder_with_exact_gelu(monkeypatch):
 
 def test_padding_of_the_text_is_zero_and_matters():
     """The encoder zeroes what stands on padding, the transformer sees rows of zeros: leaving either out shows."""
-    import jax
-    import jax.numpy as jnp
-
     _, model, variables = network("umt5")
     given = load_reference(REFERENCES / "umt5.npz")["masked"]
     y, mask = jax.jit(model.apply)(variables, jnp.asarray(given["in"]["ids"], jnp.int32))

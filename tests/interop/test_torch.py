@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from jaxvid.cli import main
+from jaxvid.io.lazy import from_array, write_arrays
+from jaxvid.io.pth import write_pth
 from tests.interop.seeded import REFERENCES, foreign
 from tests.interop.test_import import make_diffusers
 
@@ -12,31 +14,23 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 
-def test_diffusers_runs_our_export_to_the_same_latents(tmp_path):
+@pytest.mark.parametrize("dit, name", [("wan", "pipeline"), ("wan_i2v", "pipeline_i2v")])
+def test_diffusers_runs_our_export_to_the_same_latents(tmp_path, dit, name):
     from tests.interop.references import pipeline
 
-    main.dispatch(["import", str(make_diffusers(tmp_path / "source")), "--to", str(tmp_path / "bundle")])
-    out = tmp_path / "out"
-    main.dispatch(
-        [
-            "export",
-            str(tmp_path / "bundle"),
-            "--format",
-            "diffusers",
-            "--to",
-            str(out),
-            "--shard-gb",
-            "0.0005",
-        ]
-    )
-    made = pipeline(out)
-    with np.load(REFERENCES / "pipeline.npz") as file:
+    source, bundle, out = make_diffusers(tmp_path / "source", dit), tmp_path / "bundle", tmp_path / "out"
+    main.dispatch(["import", str(source), "--to", str(bundle)])
+    argv = ["export", str(bundle), "--format", "diffusers", "--to", str(out), "--shard-gb", "0.0005"]
+    main.dispatch(argv)
+    made = pipeline(out, image=dit == "wan_i2v")
+    with np.load(REFERENCES / f"{name}.npz") as file:
         np.testing.assert_allclose(made["latents"], file["latents"], atol=2e-5)
-    main.dispatch(
-        ["export", str(tmp_path / "bundle"), "--format", "original", "--to", str(tmp_path / "theirs")]
-    )
-    state = torch.load(tmp_path / "theirs" / "Wan2.1_VAE.pth", weights_only=True)
+
+
+def test_torch_reads_our_pth(tmp_path):
     there = foreign("vae", "original")
+    write_pth(tmp_path / "w.pth", {key: from_array(value) for key, value in there.items()})
+    state = torch.load(tmp_path / "w.pth", weights_only=True)
     assert set(state) == set(there)
     for key, value in there.items():
         np.testing.assert_array_equal(state[key].numpy(), value)
@@ -44,8 +38,6 @@ def test_diffusers_runs_our_export_to_the_same_latents(tmp_path):
 
 def test_diffusers_reads_a_config_that_we_made(tmp_path):
     """From the authors' layout to diffusers': the config is made from sizes alone."""
-    from jaxvid.io.lazy import from_array, write_arrays
-
     for name, cls in (("skyreels", "SkyReelsV2Transformer3DModel"), ("wan_i2v", "WanTransformer3DModel")):
         source = tmp_path / name
         source.mkdir()
