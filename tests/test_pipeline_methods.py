@@ -191,3 +191,10 @@ def test_an_edited_model_takes_the_same_parameters(pipe):
         lambda a: a.shape, jax.eval_shape(lambda: m.init(jax.random.key(0), x, t, cond))
     )
     assert shapes(model) == shapes(other)
+
+
+def test_a_coherent_queue_is_another_video_of_the_same_kind(pipe):
+    plain, made = (make(pipe, "fifo", window=2, coherent=coherent).latents for coherent in (False, True))
+    np.testing.assert_array_equal(made[0], plain[0])  # the first frame enters before there is one to follow
+    assert np.isfinite(made).all() and 0.5 < made.std() / plain.std() < 2
+    assert np.abs(made - plain)[4:].max() > 1e-3
