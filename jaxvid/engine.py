@@ -63,7 +63,7 @@ class Engine:
 
     def _abstract_params(self):
         # a mixer that works in blocks of frames takes no fewer
-        frames = math.lcm(*(getattr(module, "block", 1) for module in stages.modules_of(self.model)))
+        frames = math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
         x = jax.ShapeDtypeStruct((1, frames, *self._least(), self.vae.z), jnp.float32)
         t = jax.ShapeDtypeStruct((1, frames), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}

@@ -130,7 +130,7 @@ def encode_source(engine: Engine, request: Request, video, anew) -> Given:
         _, h, w, _ = source.shape
         cells = anew.reshape(len(anew), h, anew.shape[1] // h, w, anew.shape[2] // w).any((2, 4))
         keep = ~np.concatenate([cells[:1], cells[1:].reshape(count - 1, n, h, w).any(1)])
-    return Given(np.zeros_like(source), np.zeros(count, bool), 0, None, source, keep)
+    return Given(np.zeros_like(source), np.zeros(count, bool), source=source, keep=keep)
 
 
 def _encoded(engine, frames, dtype):

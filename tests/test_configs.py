@@ -57,7 +57,7 @@ def test_every_stage_learns(path, videos, codec, tmp_path):
     for name in config.order:
         node = config.stages[name]
         node.data.buckets = (
-            call(Bucket, frames=5, height=32, width=32, batch=2 * node.train.get("accumulate", 1)),
+            call(Bucket, frames=9, height=32, width=32, batch=2 * node.train.get("accumulate", 1)),
         )
         needed = codec if node.get("codec") else None
         with train.open_stage(name, node, needed, str(tmp_path)) as stage:

@@ -137,12 +137,14 @@ def test_the_cache_leaves_calls_out(pipe):
 def test_a_video_is_made_anew_from_a_level_on(pipe, plain):
     short = plain.frames[:45]
     source = pipe.encode(short)
-    near, far = (
-        pipe("a blue ring", video=short, strength=s, steps=8, seed=1, guidance=1) for s in (0.2, 0.95)
+    near, other = (
+        pipe("a blue ring", video=video, strength=0.2, steps=8, seed=1, guidance=1)
+        for video in (short, 255 - short)
     )
-    assert len(near) == len(far) == 45  # as long as the video
-    away = [np.abs(made.latents - source).mean() for made in (near, far)]
-    assert 0 < away[0] < away[1]
+    assert len(near) == len(other) == 45  # as long as the video
+    assert np.abs(near.latents - source).mean() > 0
+    # An untrained network may go anywhere, but where it begins is the video's doing.
+    assert np.abs(near.latents - other.latents).max() > 1e-3
     assert near.recipe["strength"] == 0.2
     with pytest.raises(InputError, match="seconds asks for"):
         pipe("a blue ring", video=short, strength=0.5, seconds=10)

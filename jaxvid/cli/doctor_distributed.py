@@ -131,10 +131,10 @@ def add_up() -> tuple[float, float, float]:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     devices = np.asarray(jax.devices())
-    place = NamedSharding(Mesh(devices, ("all",)), PartitionSpec("all"))
+    place = NamedSharding(Mesh(devices, ("all",), axis_types=(AxisType.Auto,)), PartitionSpec("all"))
     values = np.arange(1, len(devices) + 1, dtype=np.float32)
     x = jax.make_array_from_callback(values.shape, place, lambda index: values[index])
     begun = time.monotonic()

@@ -105,7 +105,7 @@ def test_latents_that_cannot_lie_beside_the_output_lie_elsewhere(generate, tmp_p
 
 
 def test_interrupted_while_sampling(generate, tmp_path, monkeypatch):
-    def stop(self, *_):
+    def stop(self, *_, **__):
         raise KeyboardInterrupt
         yield
 

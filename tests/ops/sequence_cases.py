@@ -95,7 +95,7 @@ def scan_case(*, groups=2, skip=True, begin=True, gather=16, **sizes):
 
 def explicit_mesh():
     """A mesh as `jax.make_mesh` makes it, with arrays laid out on it and with arrays that are not."""
-    mesh = jax.make_mesh((8,), ("sequence",))
+    mesh = jax.make_mesh((8,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
     x = draw(BATCH, LENGTH, 2, 4)
     want = attention(x, x, x, mask=masks.causal())
     there = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P(None, "sequence")))
