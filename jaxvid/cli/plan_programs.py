@@ -177,10 +177,14 @@ class Stage:
         )
         rollout = jax.eval_shape(lambda: begin(seed_keys((0,)), shape[2:]))
         given, value = Shape(rows, jnp.bool_), Shape(shape, jnp.float32)
-        carry, _, _ = jax.eval_shape(stages.open_window(solver, frames), rollout, given, value)
+        source, level, numbers = value, Shape((), jnp.float32), Shape((frames,), jnp.int32)
+        carry = jax.eval_shape(
+            stages.begin(process, solver), rollout.keys, numbers, source, level, given, value
+        )
         text = self._text()
         cond = {**text, "span": Shape(rows, jnp.int32), "given": given}
-        told = {"cond": cond, "null": cond if guided else None, "value": value}
+        told = {"cond": cond, "null": cond if guided else None, "value": value, "numbers": numbers}
+        told["interval"] = Shape((2,), jnp.float32)
         past = {"memory": None, "keys": rollout.keys, "first_frame": Shape((), jnp.int32)}
         times = np.asarray(time_table(serve.get("steps", 30), serve.get("shift", 1.0)))
         args = (
