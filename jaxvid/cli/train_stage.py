@@ -145,6 +145,11 @@ def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
     )
 
 
+def bad_files(*sources: Any) -> dict[str, str]:
+    """What sources could not read so far, and why."""
+    return {name: why for source in sources for name, why in getattr(source, "bad", {}).items()}
+
+
 def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
     """The held-out loss of the averaged parameters: same clips, same noise, every time."""
     count = int((stage.node.get("evaluate") or {}).get("batches", 4))
