@@ -27,12 +27,14 @@ def outputs(out: str, count: int) -> list[pathlib.Path]:
     path = pathlib.Path(out)
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"--out {out} ends in none of {', '.join(ENDINGS)}; name the file so")
-    if path.is_dir():
-        raise InputError(f"--out {out} is a directory; name a file in it")
+    paths = [path]
+    if count > 1:
+        paths = [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(count)]
+    for one in paths:
+        if one.is_dir():
+            raise InputError(f"--out {one} is a directory; name a file in it")
     check_writable(path)
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(count)]
+    return paths
 
 
 def check_writable(path: pathlib.Path) -> None:

@@ -7,8 +7,10 @@ are logged. Everything else (the step, the evaluations, the place in the data) i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import signal
 import statistics
 import threading
@@ -94,6 +96,8 @@ class Interrupted:
     def _heard(self, number: int, frame: Any) -> None:
         self.by = signal.Signals(number).name
         self.__exit__()
+        with contextlib.suppress(OSError):  # not through sys.stderr, which may be in the middle of a line
+            os.write(2, f"\njaxvid: {self.by}: saving after this step; once more stops at once\n".encode())
 
 
 def run(
