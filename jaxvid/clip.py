@@ -188,11 +188,12 @@ def _sheet(frames, times, story, columns, tile):
         total += tile_height + line + gap
     sheet = Image.new("RGB", (gap + columns * (tile_width + gap), total), (24, 24, 27))
     draw = ImageDraw.Draw(sheet)
+    digits = 1 if len(times) < 2 or times[1] - times[0] >= 0.1 else 2
     for i, frame in enumerate(frames):
         x, y = gap + (i % columns) * (tile_width + gap), tops[i // columns]
         resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         sheet.paste(Image.fromarray(frame).resize((tile_width, tile_height), resample), (x, y))
-        draw.text((x, y + tile_height), f"{times[i]:.1f} s", fill=(160, 160, 170), font=font)
+        draw.text((x, y + tile_height), f"{times[i]:.{digits}f} s", fill=(160, 160, 170), font=font)
     for row, top in zip(lines, tops, strict=True):
         for n, text in enumerate(row):
             draw.text((gap, top - line * (len(row) - n)), text, fill=(235, 235, 240), font=font)

@@ -270,9 +270,9 @@ class _Loop:
             )
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             if self.tracker is not None:
-                self.tracker.scalars(
-                    step, {**{f"train/{k}": v for k, v in values.items()}, "time/step": took}
-                )
+                # a loss of no frames is not 0
+                told = {k: v for k, v in values.items() if values.get(f"frames_{k.removeprefix('loss_')}", 1)}
+                self.tracker.scalars(step, {**{f"train/{k}": v for k, v in told.items()}, "time/step": took})
         if self.progress is not None:
             self.progress(step, self.goal(step), f"loss {values['loss']:.4g}")
 

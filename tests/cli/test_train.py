@@ -14,7 +14,7 @@ import pytest
 from jaxvid.cli import train
 from jaxvid.cli.main import call
 from jaxvid.cli.train_report import write_report
-from jaxvid.cli.train_stage import check_stage
+from jaxvid.cli.train_stage import averaged, check_stage
 from jaxvid.io.checkpoint import all_steps, load_ema, load_meta
 from jaxvid.types import InputError
 
@@ -265,6 +265,14 @@ def test_a_codec_that_is_not_there(two_stages, tmp_path):
     (tmp_path / "vae.safetensors").write_bytes((two_stages / "codec" / "vae.safetensors").read_bytes())
     with pytest.raises(InputError, match="not allowed"):
         load_codec(str(tmp_path), tmp_path)
+
+
+def test_a_loss_of_few_frames_counts_for_few():
+    rows = [
+        {"loss": 1.0, "loss_q1": 4.0, "frames_q1": 1.0, "loss_q2": 0.0, "frames_q2": 0.0},
+        {"loss": 3.0, "loss_q1": 8.0, "frames_q1": 3.0, "loss_q2": 0.0, "frames_q2": 0.0},
+    ]
+    assert averaged(rows) == {"loss": 2.0, "loss_q1": 7.0}
 
 
 def test_evaluation_looks_all_over_a_source():
