@@ -43,7 +43,7 @@ class Progress:
         self.said = now
         bar = f" {_bar(done / total if total else 1.0)}" if self.moves else ""
         self._show(
-            f"{stage:>8}{bar} {done:g}/{total:g} {unit}{self._pace(stage, done, total, unit, note, now)}"
+            f"{stage:>8}{bar} {_count(done)}/{_count(total)} {unit}{self._pace(stage, done, total, unit, note, now)}"
         )
         if finished:
             self._end_line()
@@ -92,6 +92,10 @@ class Progress:
         if self.moves and self.width:
             self._write("\n")
             self.width = 0
+
+
+def _count(number: float) -> str:
+    return f"{number:.0f}" if number == round(number) else f"{number:g}"
 
 
 def _bar(share: float) -> str:

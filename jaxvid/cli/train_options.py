@@ -15,6 +15,7 @@ that the stages refer to. A run's directory holds
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import os
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str]) -> tuple[Any, Any]:
     for argument in rest:
         if argument.startswith("--config."):
             _admit(config, argument[len("--config.") :].partition("=")[0])
+    rest = [a for a in rest if not _fill(config, a)]
     config_flags.DEFINE_config_dict("config", config, "The config.", flag_values=known, sys_argv=rest)
     try:
         left = known(rest)
@@ -136,6 +138,26 @@ def _admit(config: Any, path: str) -> None:
                 node[leaf] = default
         else:
             raise InputError(f"config.{path}: no {leaf!r}; {_meant(config, node, leaf)}")
+
+
+def _fill(config: Any, argument: str) -> bool:
+    """Overrides what is None, whose type the flags cannot know; says whether it did. `check_config` looks at the value."""
+    path, equals, value = argument.removeprefix("--config.").partition("=")
+    if not equals or not argument.startswith("--config."):
+        return False
+    *folders, leaf = path.split(".")
+    node = config
+    for name in folders:
+        node = node.get(name) if hasattr(node, "keys") else None
+    if not hasattr(node, "keys") or leaf not in node or node[leaf] is not None:
+        return False
+    try:
+        made = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        made = value
+    with node.unlocked():
+        node[leaf] = made
+    return True
 
 
 def _meant(config: Any, node: Any, name: str) -> str:

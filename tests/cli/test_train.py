@@ -176,6 +176,15 @@ def test_option_and_value_may_be_two_words(config, tmp_path):
         ["train", "--config", str(config), "--workdir", str(tmp_path), "--config.seed=4"]
     )
     assert flags.workdir == str(tmp_path) and made.seed == 4
+    minutes = "--config.stages.only.train.minutes="  # None in the config
+    assert (
+        train.parse(["train", f"--config={config}", "--dry_run", f"{minutes}0.5"])[
+            1
+        ].stages.only.train.minutes
+        == 0.5
+    )
+    with pytest.raises(InputError, match="minutes"):
+        train.parse(["train", f"--config={config}", "--dry_run", f"{minutes}soon"])
     with pytest.raises(InputError, match="no option 'dta'; did you mean 'data'"):
         stage = made.stages.only.copy_and_resolve_references()
         with stage.unlocked():
