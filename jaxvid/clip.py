@@ -85,14 +85,14 @@ class Clip:
     def contact_sheet(
         self, path, *, every: float | None = None, columns: int = 10, tile: int = 128, captions: bool = True
     ):
-        """A picture of frames at equal distances, with their times and, beneath, what was asked for then.
+        """A picture of frames at equal distances, with their times and, above each row, what was asked for then.
 
         Args:
           path: .png, .jpg or .webp to write.
           every: seconds between tiles; by default so that there are at most 30.
           columns: tiles in a row.
           tile: width of a tile in pixels; small frames are enlarged in whole steps.
-          captions: whether the story's sentences are written under the rows they speak about.
+          captions: whether the story's sentences are written above the rows they speak about.
 
         Returns the path.
         """
@@ -101,11 +101,12 @@ class Clip:
         path = pathlib.Path(path)
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"{path}: a contact sheet is saved as .png, .jpg or .webp")
-        if columns < 1 or (every is not None and not every > 0):
+        if columns < 1 or tile < 1 or (every is not None and not every > 0):
             raise InputError(
-                f"columns={columns}, every={every}: a contact sheet needs at least one column and a positive distance"
+                f"columns={columns}, tile={tile}, every={every}: give at least one column, tiles of a pixel and a positive"
+                " distance"
             )
-        every = every or max(1.0 / self.fps, self.seconds / 30)
+        every = max(1.0 / self.fps, self.seconds / 30 if every is None else every)
         times = np.arange(0, self.seconds - 1e-9, every)
         # The middle of each stretch: the first frame after a cut tells least about it.
         at = [min(len(self) - 1, int((time + every / 2) * self.fps)) for time in times]
@@ -138,9 +139,7 @@ class aside:
                 prefix=f".{self.path.name}.", suffix=".part", dir=self.path.parent
             )
         except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written: {error.strerror}; choose another place"
-            ) from None
+            raise _unwritable(self.path, error) from None
         os.close(handle)
         self.part = pathlib.Path(name)
         return self.part
@@ -156,9 +155,13 @@ class aside:
             os.replace(self.part, self.path)
         except OSError as error:
             self.part.unlink(missing_ok=True)
-            raise InputError(
-                f"{self.path} cannot be written: {error.strerror}; choose another place"
-            ) from None
+            raise _unwritable(self.path, error) from None
+
+
+def _unwritable(path, error):
+    from jaxvid.io.video_file import unwritable
+
+    return unwritable(path, error)
 
 
 def _sheet(frames, times, story, columns, tile):
@@ -180,18 +183,20 @@ def _sheet(frames, times, story, columns, tile):
     ]
     tops, total = [], gap
     for row in lines:
+        total += line * len(row)
         tops.append(total)
-        total += tile_height + line + line * len(row) + gap
+        total += tile_height + line + gap
     sheet = Image.new("RGB", (gap + columns * (tile_width + gap), total), (24, 24, 27))
     draw = ImageDraw.Draw(sheet)
+    digits = 1 if len(times) < 2 or times[1] - times[0] >= 0.1 else 2
     for i, frame in enumerate(frames):
         x, y = gap + (i % columns) * (tile_width + gap), tops[i // columns]
         resample = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         sheet.paste(Image.fromarray(frame).resize((tile_width, tile_height), resample), (x, y))
-        draw.text((x, y + tile_height), f"{times[i]:.1f} s", fill=(160, 160, 170), font=font)
+        draw.text((x, y + tile_height), f"{times[i]:.{digits}f} s", fill=(160, 160, 170), font=font)
     for row, top in zip(lines, tops, strict=True):
         for n, text in enumerate(row):
-            draw.text((gap, top + tile_height + line * (n + 1)), text, fill=(235, 235, 240), font=font)
+            draw.text((gap, top - line * (len(row) - n)), text, fill=(235, 235, 240), font=font)
     return np.asarray(sheet)
 
 

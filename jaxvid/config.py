@@ -268,7 +268,8 @@ def _plain(node: Any, path: str) -> Any:
         return [_plain(v, f"{path}[{i}]") for i, v in enumerate(node)]
     if not isinstance(node, _SCALARS) or (isinstance(node, float) and node - node != 0):
         raise InputError(
-            f"{path} is {_a(node)}; configs hold finite numbers, text, None, lists, dicts and call(...)"
+            f"{path} is {node if isinstance(node, float) else _a(node)};"
+            " configs hold finite numbers, text, None, lists, dicts and call(...)"
         )
     return node
 

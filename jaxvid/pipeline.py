@@ -11,6 +11,7 @@ What a run does is in `jaxvid.run`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -229,7 +230,10 @@ class Pipeline:
         """Checks all that was asked for, as in `stream`, and encodes what is given. Raises `InputError`."""
         methods = {name for entry in METHODS.values() for name in entry.options}
         if unknown := sorted(set(options) - set(OPTIONS) - methods):
-            raise TypeError(f"a pipeline has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}")
+            known = [*OPTIONS, "image", "last_image", "images", "video", "mask", "seed", "num"]
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+            raise TypeError(f"a pipeline has no option {', '.join(unknown)}; {hint}")
         request = make_request(
             prompt,
             seed=seed,

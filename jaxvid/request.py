@@ -261,7 +261,11 @@ def _served_size(size, serves) -> tuple[int, int]:
     sizes = [tuple(int(side) for side in served) for served in serves["sizes"]]
     if size is None:
         return sizes[0]
-    if isinstance(size, (list, tuple)) and len(size) == 2:
+    if isinstance(size, (list, tuple)):
+        if len(size) != 2:
+            raise InputError(
+                f"size={_short(size)} is not a size; give (height, width), or one number for both"
+            )
         size = tuple(whole(side, "size", 1, 1 << 16) for side in size)
     else:
         size = (whole(size, "size", 1, 1 << 16),) * 2

@@ -27,7 +27,12 @@ def check_text(text, limit: int, what: str = "prompt") -> str:
         raise InputError(f"the {what} is of type {type(text).__name__}, but text was wanted")
     text = text.strip()
     if not text:
-        raise InputError(f"the {what} is empty; say what the video shows, such as 'a large red star spins'")
+        hint = (
+            "leave it out"
+            if what.startswith("negative")
+            else "say what the video shows, such as 'a large red star spins'"
+        )
+        raise InputError(f"the {what} is empty; {hint}")
     if "\x00" in text:
         raise InputError(f"the {what} contains a zero byte; give plain text")
     try:
@@ -102,13 +107,13 @@ def load_story(path) -> list:
 
     path = pathlib.Path(path)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(
-                f"{path} has {path.stat().st_size} bytes; a story file has at most {LARGEST_FILE}"
-            )
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_FILE + 1)  # a pipe or a device does not tell its size
+        if len(text) > LARGEST_FILE:
+            raise InputError(f"story file {path} is too large; it may have {LARGEST_FILE} bytes")
+        entries = yaml.safe_load(text.decode())
     except FileNotFoundError:
-        raise InputError(f"story file {path} does not exist") from None
+        raise InputError(f"story file {path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"story file {path} cannot be read as YAML: {reason}") from None

@@ -70,7 +70,8 @@ def test_contact_sheet_shows_the_frames(clip, tmp_path):
     sheet = np.asarray(Image.open(path))
     assert sheet.shape[1] == 4 + 3 * (96 + 4)
     frame = clip.frames[int(0.25 * FPS)]
-    np.testing.assert_array_equal(sheet[4 : 4 + 64, 4 : 4 + 96], frame.repeat(2, 0).repeat(2, 1))
+    # below the row's sentence
+    np.testing.assert_array_equal(sheet[20 : 20 + 64, 4 : 4 + 96], frame.repeat(2, 0).repeat(2, 1))
     with_text, without = (
         sheet,
         np.asarray(Image.open(clip.contact_sheet(tmp_path / "y.png", every=0.5, columns=3, captions=False))),

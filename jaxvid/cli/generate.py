@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 
 from jaxvid.cli import main
 from jaxvid.cli.progress import Progress
-from jaxvid.cli.record import outputs, record
+from jaxvid.cli.record import check_writable, outputs, record
 from jaxvid.types import InputError
 
 
@@ -80,10 +81,8 @@ def run(options) -> None:
     """Checks everything, makes the video, and prints its path on the last line of standard output."""
     size = parse_size(options.size)
     outputs(options.out, 1)
-    if options.contact_sheet and not options.contact_sheet.lower().endswith((".png", ".jpg", ".webp")):
-        raise InputError(
-            f"--contact-sheet {options.contact_sheet} ends in none of .png, .jpg, .webp; name the file so"
-        )
+    if options.contact_sheet:
+        check_sheet(options.out, options.contact_sheet)
     progress = Progress()
     story = None
     if options.story is not None:
@@ -126,9 +125,10 @@ def run(options) -> None:
         said = ", ".join(f"{name} {value}" for name, value in request.options)
         progress.note(f"method {request.method}{': ' + said if said else ''}")
     paths = outputs(options.out, request.batch)
+    several = f"{request.batch} videos of " if request.batch > 1 else ""
     progress.note(
-        f"{request.frames} frames of {request.height}x{request.width} at {request.fps:g} fps, {request.steps} steps of"
-        f" {request.solver}, guidance {request.guidance:g}, seed {request.seeds[0]}, {request.dtype}"
+        f"{several}{request.frames} frames of {request.height}x{request.width} at {request.fps:g} fps, {request.steps} steps"
+        f" of {request.solver}, guidance {request.guidance:g}, seed {', '.join(map(str, request.seeds))}, {request.dtype}"
     )
     record(pipe, ready, paths, progress)
     if options.contact_sheet:
@@ -168,12 +168,21 @@ def parse_size(text: str | None):
     return int(found[1]), int(found[2] or found[1])
 
 
+def check_sheet(video: str, path: str) -> None:
+    """Raises `InputError` where `sheet` would fail, before there is a video."""
+    if not path.lower().endswith((".png", ".jpg", ".webp")):
+        raise InputError(f"--contact-sheet {path} ends in none of .png, .jpg, .webp; name the file so")
+    if not video.lower().endswith(".mp4"):
+        raise InputError(f"a contact sheet is made from an .mp4, not from {video}; use --out FILE.mp4")
+    if pathlib.Path(path).is_dir():
+        raise InputError(f"--contact-sheet {path} is a directory; name a file in it")
+    check_writable(pathlib.Path(path))
+
+
 def sheet(video, recipe, path) -> None:
     """The contact sheet of a finished file: what is in it, not what was meant to be."""
     from jaxvid.clip import Clip
     from jaxvid.data.decode import read_video
 
-    if not str(video).lower().endswith(".mp4"):
-        raise InputError(f"a contact sheet is made from an .mp4, not from {video}; use --out FILE.mp4")
     frames, fps = read_video(video)
     Clip(frames, fps, recipe=recipe).contact_sheet(path)

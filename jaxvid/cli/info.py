@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import sys
 
 
 def arguments(parser):
@@ -25,7 +26,10 @@ def run(options) -> None:
     ):
         from jaxvid.io.video_file import read_metadata
 
-        print(json.dumps(read_metadata(options.checkpoint), indent=1, ensure_ascii=False))
+        recipe = read_metadata(options.checkpoint)
+        if not recipe:
+            print(f"jaxvid: {options.checkpoint} has no recipe, it was not made here", file=sys.stderr)
+        print(json.dumps(recipe, indent=1, ensure_ascii=False))
         return
     from jaxvid.pipeline import SHIPPED, Pipeline
 

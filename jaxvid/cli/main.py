@@ -8,6 +8,7 @@ traceback is shown.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -53,13 +54,12 @@ def main(argv: list[str] | None = None) -> None:
 def call(argv: list[str]) -> int:
     """Runs a command line; returns its exit code."""
     restore = _sigterm_like_ctrl_c()
+    # a process may be begun without either
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     try:
         dispatch(argv)
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody listens any more; exit must not complain
         return 1
     except KeyboardInterrupt as stop:
         return _complain(stop, f"interrupted{_what_was_kept(stop)}", 130)
@@ -76,6 +76,8 @@ def call(argv: list[str]) -> int:
         return _complain(error, f"{type(error).__name__}: {error}; JAXVID_TRACEBACK=1 shows where", 1)
     finally:
         restore()
+        _let_go(sys.stdout)
+        _let_go(sys.stderr)
     return 0
 
 
@@ -130,8 +132,19 @@ def _complain(error: BaseException, text: str, code: int) -> int:
 
         traceback.print_exception(error)
     line = " ".join(str(text).split())
-    print(f"jaxvid: error: {line if len(line) <= 600 else line[:597] + '...'}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(
+            f"jaxvid: error: {line if len(line) <= 600 else line[:597] + '...'}", file=sys.stderr, flush=True
+        )
     return code
+
+
+def _let_go(stream) -> None:
+    """Where nobody listens any more, what is left goes nowhere, so that the exit does not complain."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _what_was_kept(stop: KeyboardInterrupt) -> str:

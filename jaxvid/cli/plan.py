@@ -238,7 +238,7 @@ def lengths(options) -> None:
 
 
 def _config(options) -> Any:
-    from jaxvid.cli.train import parse
+    from jaxvid.cli.train_options import parse
 
     overrides = [f"--config.{text}" for text in options.set]
     return parse(["jaxvid plan", f"--config={options.config}", "--dry_run", *overrides])[1]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -42,7 +43,7 @@ class Progress:
         self.said = now
         bar = f" {_bar(done / total if total else 1.0)}" if self.moves else ""
         self._show(
-            f"{stage:>8}{bar} {done:g}/{total:g} {unit}{self._pace(stage, done, total, unit, note, now)}"
+            f"{stage:>8}{bar} {_count(done)}/{_count(total)} {unit}{self._pace(stage, done, total, unit, note, now)}"
         )
         if finished:
             self._end_line()
@@ -63,30 +64,38 @@ class Progress:
     def _show(self, text: str):
         if self.moves:
             try:
-                columns = os.get_terminal_size(self.stream.fileno()).columns
+                columns = os.get_terminal_size(self.stream.fileno()).columns or 80
             except (OSError, ValueError):
                 columns = 80
-            text = text[: max(columns - 1, 20)]
-            self.stream.write("\r" + text.ljust(self.width))
+            text = text[: max(columns - 1, 1)]  # a line that wraps cannot be written over
+            self._write("\r" + text.ljust(min(self.width, columns - 1)))
             self.width = len(text)
         else:
-            self.stream.write(f"jaxvid: {text.strip()}\n")
-        self.stream.flush()
+            self._write(f"jaxvid: {text.strip()}\n")
+
+    def _write(self, text: str):
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:  # nobody listens any more; the work goes on
+            self.stream, self.moves = io.StringIO(), False
 
     def note(self, text: str):
         """A line that stays."""
         self._end_line()
-        self.stream.write(f"jaxvid: {text}\n")
-        self.stream.flush()
+        self._write(f"jaxvid: {text}\n")
 
     def close(self):
         self._end_line()
 
     def _end_line(self):
         if self.moves and self.width:
-            self.stream.write("\n")
-            self.stream.flush()
+            self._write("\n")
             self.width = 0
+
+
+def _count(number: float) -> str:
+    return f"{number:.0f}" if number == round(number) else f"{number:g}"
 
 
 def _bar(share: float) -> str:

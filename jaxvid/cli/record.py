@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvid.cli.progress import Progress, clock_time
-from jaxvid.io.video_file import VideoWriter, save_video
+from jaxvid.io.video_file import VideoWriter, save_video, unwritable
 from jaxvid.io.weights import load_metadata, load_weights, save_weights
 from jaxvid.types import InputError
 
@@ -27,16 +27,23 @@ def outputs(out: str, count: int) -> list[pathlib.Path]:
     path = pathlib.Path(out)
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"--out {out} ends in none of {', '.join(ENDINGS)}; name the file so")
-    if path.is_dir():
-        raise InputError(f"--out {out} is a directory; name a file in it")
+    paths = [path]
+    if count > 1:
+        paths = [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(count)]
+    for one in paths:
+        if one.is_dir():
+            raise InputError(f"--out {one} is a directory; name a file in it")
+    check_writable(path)
+    return paths
+
+
+def check_writable(path: pathlib.Path) -> None:
+    """Raises `InputError` where no file could be made beside ``path``."""
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}; choose another place") from None
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(count)]
+        raise unwritable(path, error) from None
 
 
 class Writers:

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train from a config file, stage after stage; the same command continues a run that was interrupted.
-
-    jaxvid train --config=configs/NAME.py --workdir=DIR [--config.x=y ...] [--dry_run] [--allow_config_change]
-
-A config has ``order``, the names of its stages, and ``stages``, what each of them is (see `train_stage`); beside them
-``seed``, ``mesh`` (sizes of data and fsdp), ``trackers`` (such as wandb='project'), and values
-that the stages refer to. A run's directory holds
+"""Trains stage after stage, and continues a run that was interrupted. The command line is in `train_options`, what a stage
+is in `train_stage`. A run's directory holds
 
     config.json command.txt env.json report.md
     STAGE/checkpoints STAGE/tensorboard STAGE/samples
@@ -16,7 +11,6 @@ that the stages refer to. A run's directory holds
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import math
@@ -30,26 +24,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import config_flags
 
 from jaxvid.cli.codec import Codec, load_codec, make_codec, write_text
 from jaxvid.cli.main import use_compilation_cache
 from jaxvid.cli.progress import Progress
+from jaxvid.cli.train_options import config_changes, parse
 from jaxvid.cli.train_report import write_report
-from jaxvid.cli.train_stage import check_stage, finish_autoencoder, is_autoencoder, make_stage, train_stage
-from jaxvid.config import check, from_json, load_config, parameter, to_json
+from jaxvid.cli.train_stage import (
+    bad_files,
+    finish_autoencoder,
+    is_autoencoder,
+    make_stage,
+    train_stage,
+)
+from jaxvid.config import from_json, to_json
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.loop import bucket_name
 from jaxvid.training.step import make_train_step, state_sharding
 from jaxvid.types import InputError
 
-TOP = ("order", "stages", "seed", "mesh", "trackers")
-DEFAULTS = {
-    "seed": 0,
-    "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "sequence": 1},
-    "trackers": {"wandb": ""},  # a project's name
-}
 PACKAGES = ("jaxvid", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -69,67 +62,24 @@ def main(argv: Sequence[str]) -> None:
         progress.close()
 
 
-def parse(argv: Sequence[str]) -> tuple[Any, Any]:
-    """(flags, config): the config file is run, then overridden by every --config.x=y."""
-    sys.path[:0] = [] if os.getcwd() in sys.path else [os.getcwd()]
-    argv = _with_equals(argv)
-    file = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
-    known = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "The directory of the run.", flag_values=known)
-    flags.DEFINE_bool(
-        "dry_run", False, "Build everything, compile the step, train nothing.", flag_values=known
-    )
-    flags.DEFINE_bool("allow_config_change", False, "Continue with another config.", flag_values=known)
-    if not file:
-        if {"--help", "--helpfull", "-h"} & set(argv):
-            print(__doc__)
-            raise SystemExit(0)
-        raise InputError("no config; give --config=FILE, for example --config=configs/shapes.py")
-    config = _complete(load_config(file[-1]))
-    rest = [a for a in argv if not a.startswith("--config=")]
-    for argument in rest:
-        if argument.startswith("--config."):
-            _admit(config, argument[len("--config.") :].partition("=")[0])
-    config_flags.DEFINE_config_dict("config", config, "The config.", flag_values=known, sys_argv=rest)
-    try:
-        left = known(rest)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise InputError(" ".join(str(e).split())) from None
-    if left[1:]:
-        raise InputError(f"{left[1]!r} is not an option; options begin with -- as in --workdir=DIR")
-    if not known.workdir and not known.dry_run:
-        raise InputError("no workdir; give --workdir=DIR, where the run is kept")
-    check_config(known.config)
-    return known, known.config
-
-
-def check_config(config: Any) -> None:
-    """Names and types of a whole config, before anything is built."""
-    for key in set(config) - set(TOP):
-        near = difflib.get_close_matches(key, TOP, 1, 0.75)
-        if near:
-            raise InputError(f"a config has no {key!r}; did you mean {near[0]!r}?")
-    order = list(config.get("order", ()))
-    if not order or not config.get("stages") or len(set(order)) != len(order):
-        raise InputError("a config has order=(names of stages, each once) and stages.NAME; write both")
-    for name in order:
-        if name not in config.stages:
-            raise InputError(
-                f"order names {name!r}, which is not among stages ({', '.join(config.stages)}); correct it"
-            )
-        if not name.isidentifier() or name in ("codec", "latents"):
-            raise InputError(f"a stage cannot be called {name!r}; use letters")
-        check_stage(name, config.stages[name])
-    check(config)
-    to_json(config)
-
-
 def train(config: Any, workdir: str, command: list[str], allow_change: bool, progress: Progress) -> None:
     """Trains every stage that is not done yet, and writes the report."""
     workdir = os.path.abspath(workdir)
     say = progress.note
     text = to_json(config)
     _begin(workdir, text, command, allow_change, say)
+    try:
+        _train(config, text, workdir, command, progress)
+    except KeyboardInterrupt as stop:
+        if not hasattr(stop, "__notes__"):
+            stop.add_note(f"the same command continues: {_spell(command)}")
+        raise
+    progress.close()
+    print(os.path.join(workdir, "report.md"), flush=True)
+
+
+def _train(config: Any, text: str, workdir: str, command: list[str], progress: Progress) -> None:
+    say = progress.note
     mesh = make_mesh(**dict(config.get("mesh") or {}))
     order = list(config.order)
     for place, name in enumerate(order):
@@ -145,6 +95,8 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
             codec.save(os.path.join(workdir, "codec"))
         begun = time.monotonic()
         with open_stage(name, node, codec, os.path.join(workdir, "latents")) as stage:
+            bad = bad_files(stage.raw, stage.raw_held_out)
+            tell_bad(bad, "cannot be used and is left out", say)
             result, report = train_stage(
                 stage,
                 workdir,
@@ -161,11 +113,13 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
                 raise stop
             if is_autoencoder(stage):
                 finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, "codec"))
-        report = {**report, "config": this, "seconds": time.monotonic() - begun}
+            late = {
+                path: why for path, why in bad_files(stage.raw, stage.raw_held_out).items() if path not in bad
+            }
+            tell_bad(late, "could not be read on the way", say)
+        report = {**report, "bad": {**bad, **late}, "config": this, "seconds": time.monotonic() - begun}
         write_text(done, json.dumps(report, indent=1))
         write_report(workdir, [_read(os.path.join(workdir, s, "done.json")) for s in order[: place + 1]])
-    progress.close()
-    print(os.path.join(workdir, "report.md"), flush=True)
 
 
 @contextlib.contextmanager
@@ -194,6 +148,7 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
         with tempfile.TemporaryDirectory() as cache, open_stage(name, node, codec, cache) as stage:
             batch = next(stage.data)
             say(f"\nstage {name}: {bucket_name(batch)}")
+            tell_bad(bad_files(stage.raw, stage.raw_held_out), "cannot be used and is left out", say)
             shapes, shardings = state_sharding(mesh, stage.task, stage.optimizer, batch)
             say(table(shapes.params))
             step = make_train_step(
@@ -213,6 +168,12 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
             if memory is not None:
                 said += f", which needs {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.0f} MB"
             say(said)
+
+
+def tell_bad(bad: dict[str, str], how: str, say: Callable[[str], None]) -> None:
+    """Names files that were of no use: how many, and the first ten with their reasons."""
+    for number, why in enumerate(list(bad.values())[:10], 1):
+        say(f"file {number} of {len(bad)} that {how}: {why}")
 
 
 def table(params: Any) -> str:
@@ -250,7 +211,7 @@ def _begin(
         with open(path, encoding="utf-8") as file:
             before = to_json(from_json(file.read()))
         changed = config_changes(before, text)
-        if changed and not allow_change:
+        if changed and not allow_change and _trained(workdir, json.loads(before)):
             raise InputError(
                 f"{workdir} holds a run with another config: {'; '.join(changed[:8])}; "
                 "give --allow_config_change to continue it so, or another --workdir"
@@ -269,74 +230,15 @@ def _begin(
         raise InputError(f"cannot write to {workdir} ({e.strerror}); give a writable --workdir") from None
 
 
+def _trained(workdir: str, config: dict[str, Any]) -> bool:
+    """Whether there is anything in a run that another config could spoil: a checkpoint."""
+    folders = [os.path.join(workdir, name, "checkpoints") for name in config.get("order") or ()]
+    return any(os.path.isdir(folder) and os.listdir(folder) for folder in folders)
+
+
 def _spell(command: list[str]) -> str:
     """A command line as it is typed; its first word may be two."""
     return " ".join([command[0], shlex.join(command[1:])])
-
-
-def config_changes(before: str, after: str) -> list[str]:
-    """What differs between two configs in JSON: 'path: old -> new', a line each."""
-    old, new = (_flat(json.loads(t)) for t in (before, after))
-    return [
-        f"{k}: {old.get(k, 'absent')} -> {new.get(k, 'absent')}"
-        for k in sorted({*old, *new})
-        if old.get(k) != new.get(k)
-    ]
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        return {k: v for name, child in node.items() for k, v in _flat(child, f"{path}.{name}").items()}
-    if isinstance(node, list) and any(isinstance(child, dict) for child in node):
-        return {k: v for i, child in enumerate(node) for k, v in _flat(child, f"{path}[{i}]").items()}
-    return {path.lstrip("."): node}
-
-
-def _complete(config: Any) -> Any:
-    """A config with what every run has, so that it can be overridden and is stored."""
-    with config.unlocked():
-        for key, value in DEFAULTS.items():
-            if key not in config:
-                config[key] = value
-    return config
-
-
-def _admit(config: Any, path: str) -> None:
-    """Lets an option be overridden that a call leaves to its default: it is written down first."""
-    *folders, leaf = path.split(".")
-    node = config
-    for name in folders:
-        if not hasattr(node, "keys") or name not in node:
-            if hasattr(node, "keys") and "[" not in name:
-                near = difflib.get_close_matches(name, list(node), 1)
-                raise InputError(
-                    f"config.{path}: no {name!r}{f'; did you mean {near[0]!r}?' if near else ''}"
-                )
-            return
-        node = node[name]
-    if hasattr(node, "keys") and leaf not in node and "[" not in leaf:
-        if "kind" in node:
-            default = parameter(node, leaf)
-            with node.unlocked():
-                node[leaf] = default
-        else:
-            near = difflib.get_close_matches(leaf, list(node), 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(node)}"
-            raise InputError(f"config.{path}: no {leaf!r}; {hint}")
-
-
-def _with_equals(argv: Sequence[str]) -> list[str]:
-    """'--config FILE' as '--config=FILE', so that both are understood."""
-    out, skip = [], False
-    for i, argument in enumerate(argv):
-        if skip:
-            skip = False
-        elif argument in ("--config", "--workdir") and i + 1 < len(argv):
-            out.append(f"{argument}={argv[i + 1]}")
-            skip = True
-        else:
-            out.append(argument)
-    return out
 
 
 def untrained(node: Any) -> Codec:
@@ -369,7 +271,10 @@ def _shower(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
         if note.startswith("loss") and time.monotonic() - said[0] > 30:
             said[0] = time.monotonic()
             progress.note(f"step {done}: {note}")
-        progress.update(note if not note.startswith("loss") else stage, done, total)
+        if note.startswith("loss"):
+            progress.update(stage, done, total)
+        else:
+            progress.update(note, done, total, "clips")
 
     return show
 

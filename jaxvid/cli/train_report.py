@@ -34,6 +34,9 @@ def _stage(workdir: str, stage: dict[str, Any]) -> list[str]:
         for bucket, t in stage["times"].items():
             lines.append(f"| {bucket} | {t['compile']:.1f} s | {t['step']:.3f} s | {t['steps']} |")
         lines.append("")
+    if stage.get("bad"):
+        lines += [f"{len(stage['bad'])} files could not be used:", ""]
+        lines += [*(f"- {why}" for why in list(stage["bad"].values())[:100]), ""]
     for picture, said in (
         ("reconstruction.png", "originals above, reconstructions below"),
         ("sample.png", "a sample"),

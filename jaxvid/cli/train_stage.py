@@ -145,6 +145,11 @@ def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
     )
 
 
+def bad_files(*sources: Any) -> dict[str, str]:
+    """What sources could not read so far, and why."""
+    return {name: why for source in sources for name, why in getattr(source, "bad", {}).items()}
+
+
 def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
     """The held-out loss of the averaged parameters: same clips, same noise, every time."""
     count = int((stage.node.get("evaluate") or {}).get("batches", 4))
@@ -158,11 +163,20 @@ def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
             for i, batch in enumerate(batches):
                 metrics = run(state.ema, state.rest, put_batch(batch, mesh), jax.random.key(i))
                 rows.append(jax.device_get(metrics))
-            names = [k for k in rows[0] if not k.startswith("frames_")]
-            return {k: float(np.mean([row[k] for row in rows])) for k in names}
+            return averaged(rows)
 
         return evaluate
 
+    return made
+
+
+def averaged(rows: list[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of every number over batches; of ``loss_q1`` over its ``frames_q1``, and nothing where no frame fell."""
+    made = {}
+    for name in rows[0]:
+        counts = [float(row.get(f"frames_{name.removeprefix('loss_')}", 1)) for row in rows]
+        if not name.startswith("frames_") and sum(counts):
+            made[name] = float(np.average([row[name] for row in rows], weights=counts))
     return made
 
 

@@ -93,6 +93,10 @@ def read_video(
         raise InputError(f"fps={fps} is not a frame rate; give a number above 0 and up to 1000")
     if start < 0 or (frames is not None and frames < 1):
         raise InputError(f"start={start}, frames={frames}: give a start of 0 or more and at least one frame")
+    if size is not None and not (min(size) > 0 and size[0] * size[1] <= limits.pixels):
+        raise InputError(
+            f"size={size[0]}x{size[1]} (height x width) was asked for; give one of 1 to {limits.pixels} pixels"
+        )
     with _opened(path, limits) as video:
         return _sampled(video, fps, start, frames, size, limits)
 

@@ -54,6 +54,11 @@ class MixtureSource:
     def __len__(self) -> int:
         return self.rounds * ROUND
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """What its sources could not read, and why."""
+        return {name: why for source in self.sources for name, why in getattr(source, "bad", {}).items()}
+
     def place(self, index: int) -> tuple[int, int]:
         """Which source an item is of, and its index there."""
         if not 0 <= index < len(self):

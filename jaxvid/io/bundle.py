@@ -28,6 +28,7 @@ from jaxvid.types import InputError
 
 FORMAT, VERSION = "jaxvid pipeline", 1
 SPEC, MODEL, VAE, CARD = "pipeline.json", "model.safetensors", "vae.safetensors", "README.md"
+DTYPES = ("float32", "bfloat16", "float16")
 NEEDED = ("model", "vae", "process", "serves", "defaults", "text_length")
 
 
@@ -54,6 +55,8 @@ def save_bundle(
     missing = [key for key in NEEDED if key not in spec]
     if missing:
         raise InputError(f"a bundle's description lacks {', '.join(missing)}")
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if path.exists() and not is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists and is not a bundle; choose an empty or new directory")
     try:
@@ -75,6 +78,10 @@ def save_bundle(
         os.umask(mask)
         os.chmod(part, 0o777 & ~mask)  # mkdtemp made it private
         _replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or error}; choose another place"
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return path

@@ -21,7 +21,7 @@ from typing import Any
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jaxvid.types import InputError
 
@@ -43,11 +43,12 @@ def _aside(path: str | os.PathLike, suffixes: tuple[str, ...]) -> tuple[pathlib.
             os.lstat(path)  # says when the name itself is impossible
         os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return path, aside
 
 
-def _unwritable(path: pathlib.Path, error: Exception) -> InputError:
+def unwritable(path: str | os.PathLike, error: Exception) -> InputError:
+    """What is to be said and done when a file cannot be written."""
     code = getattr(error, "errno", None)
     remedy = {
         errno.ENOENT: "make its directory first",
@@ -140,7 +141,7 @@ class VideoWriter:
         try:
             self.container.mux(self.stream.encode(frame))
         except (av.error.FFmpegError, OSError) as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         """Finish the file and give it its name."""
@@ -155,7 +156,7 @@ class VideoWriter:
                 container.close()
                 os.replace(self.aside, self.path)
             except (av.error.FFmpegError, OSError) as error:
-                raise _unwritable(self.path, error) from error
+                raise unwritable(self.path, error) from error
         finally:
             self.discard()
 
@@ -219,7 +220,7 @@ def _save_animation(path, frames: np.ndarray, fps: float, metadata: Mapping[str,
             )
         os.replace(aside, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         aside.unlink(missing_ok=True)
 
@@ -230,8 +231,11 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             comment = _comment(file)
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is neither an mp4 nor a gif nor a webp, whatever its name") from None
     except (OSError, av.error.FFmpegError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {why}; check the path") from error
     try:
         found = json.loads(comment)
     except ValueError:

@@ -7,8 +7,10 @@ are logged. Everything else (the step, the evaluations, the place in the data) i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import signal
 import statistics
 import threading
@@ -94,6 +96,8 @@ class Interrupted:
     def _heard(self, number: int, frame: Any) -> None:
         self.by = signal.Signals(number).name
         self.__exit__()
+        with contextlib.suppress(OSError):  # not through sys.stderr, which may be in the middle of a line
+            os.write(2, f"\njaxvid: {self.by}: saving after this step; once more stops at once\n".encode())
 
 
 def run(
@@ -266,9 +270,9 @@ class _Loop:
             )
         if step % self.settings.log_every == 0 or step == self.settings.steps:
             if self.tracker is not None:
-                self.tracker.scalars(
-                    step, {**{f"train/{k}": v for k, v in values.items()}, "time/step": took}
-                )
+                # a loss of no frames is not 0
+                told = {k: v for k, v in values.items() if values.get(f"frames_{k.removeprefix('loss_')}", 1)}
+                self.tracker.scalars(step, {**{f"train/{k}": v for k, v in told.items()}, "time/step": took})
         if self.progress is not None:
             self.progress(step, self.goal(step), f"loss {values['loss']:.4g}")
 

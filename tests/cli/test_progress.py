@@ -2,6 +2,7 @@
 """Progress: plain lines every few seconds where there is no terminal, one moving line where there is."""
 
 import io
+import os
 
 import pytest
 
@@ -110,3 +111,25 @@ def test_a_note_does_not_run_into_the_moving_line(clock):
 )
 def test_clock_time(seconds, said):
     assert clock_time(seconds) == said
+
+
+def test_when_nobody_listens_any_more_the_work_goes_on(clock):
+    class Gone(Terminal):
+        def write(self, text):
+            raise BrokenPipeError
+
+    progress = Progress(Gone(), clock)
+    progress.update("sample", 1, 2)
+    progress.note("still there")
+    progress.close()
+
+
+def test_a_line_never_wraps(clock, monkeypatch):
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((10, 5)))
+    stream = Terminal()
+    stream.fileno = lambda: 2
+    progress = Progress(stream, clock)
+    for done in range(1, 4):
+        clock.now += 1
+        progress.update("sample", done, 3)
+    assert all(len(line) < 10 for line in stream.getvalue().replace("\n", "\r").split("\r"))

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
 from jaxvid.cli import train
 from jaxvid.cli.main import call
+from jaxvid.cli.train_report import write_report
+from jaxvid.cli.train_stage import averaged, check_stage
 from jaxvid.io.checkpoint import all_steps, load_ema, load_meta
 from jaxvid.types import InputError
 
@@ -104,6 +107,7 @@ def test_dry_run_shows_and_writes_nothing(config, tmp_path, capsys):
         (["--config.stages.only.train.step=3"], "did you mean 'steps'"),
         (["--config.stages.onli.train.steps=3"], "did you mean 'only'"),
         (["--config.sed=3"], "did you mean 'seed'"),
+        (["--config.stpes=3"], "did you mean config.stages.only.train.steps?"),
         (["--config.stages.only.train.steps=many"], "steps=many"),
         (["--config.stages.only.train.steps=0"], "nothing to do"),
         (["--config.stages.only.task.model.width=[1]"], "width"),
@@ -121,6 +125,35 @@ def test_slips_are_one_line_and_leave_nothing(config, tmp_path, capsys, options,
     complaint = capsys.readouterr().err.strip().splitlines()
     assert complaint[-1].startswith("jaxvid: error:") and said in complaint[-1], complaint
     assert not (tmp_path / "run" / "only" / "checkpoints").exists()
+
+
+def test_a_run_that_never_began_may_have_another_config(config, tmp_path, capsys):
+    assert go(config, tmp_path / "run", "--config.stages.only.source.size=0") == 2
+    assert go(config, tmp_path / "run", "--config.stages.only.source.kind=nowhere:x") == 2
+    assert "another config" not in capsys.readouterr().err
+
+
+def test_files_of_no_use_are_named_and_counted(tmp_path):
+    one, two = (
+        types.SimpleNamespace(bad=bad)
+        for bad in ({"a": "a.mp4 is cut"}, {"a": "a.mp4 is cut", "b": "b is text"})
+    )
+    said = []
+    train.tell_bad(train.bad_files(one, two), "is left out", said.append)
+    assert said == ["file 1 of 2 that is left out: a.mp4 is cut", "file 2 of 2 that is left out: b is text"]
+    told = {
+        "stage": "s",
+        "step": 1,
+        "seconds": 1.0,
+        "history": [],
+        "times": {},
+        "bad": train.bad_files(one, two),
+    }
+    write_report(str(tmp_path), [told])
+    assert (
+        "2 files could not be used:\n\n- a.mp4 is cut\n- b is text\n" in (tmp_path / "report.md").read_text()
+    )
+    assert train.bad_files(object(), None) == {}
 
 
 def test_files_and_places_that_cannot_be_used(config, tmp_path, capsys):
@@ -143,11 +176,20 @@ def test_option_and_value_may_be_two_words(config, tmp_path):
         ["train", "--config", str(config), "--workdir", str(tmp_path), "--config.seed=4"]
     )
     assert flags.workdir == str(tmp_path) and made.seed == 4
+    minutes = "--config.stages.only.train.minutes="  # None in the config
+    assert (
+        train.parse(["train", f"--config={config}", "--dry_run", f"{minutes}0.5"])[
+            1
+        ].stages.only.train.minutes
+        == 0.5
+    )
+    with pytest.raises(InputError, match="minutes"):
+        train.parse(["train", f"--config={config}", "--dry_run", f"{minutes}soon"])
     with pytest.raises(InputError, match="no option 'dta'; did you mean 'data'"):
         stage = made.stages.only.copy_and_resolve_references()
         with stage.unlocked():
             stage.dta = 1
-        train.check_stage("only", stage)
+        check_stage("only", stage)
 
 
 def start(config, workdir, *more):
@@ -232,6 +274,14 @@ def test_a_codec_that_is_not_there(two_stages, tmp_path):
     (tmp_path / "vae.safetensors").write_bytes((two_stages / "codec" / "vae.safetensors").read_bytes())
     with pytest.raises(InputError, match="not allowed"):
         load_codec(str(tmp_path), tmp_path)
+
+
+def test_a_loss_of_few_frames_counts_for_few():
+    rows = [
+        {"loss": 1.0, "loss_q1": 4.0, "frames_q1": 1.0, "loss_q2": 0.0, "frames_q2": 0.0},
+        {"loss": 3.0, "loss_q1": 8.0, "frames_q1": 3.0, "loss_q2": 0.0, "frames_q2": 0.0},
+    ]
+    assert averaged(rows) == {"loss": 2.0, "loss_q1": 7.0}
 
 
 def test_evaluation_looks_all_over_a_source():

@@ -254,6 +254,8 @@ def test_bad_requests(tmp_path, make):
         ("start", {"start": -1}),
         ("start", {"frames": 0}),
         ("start", {"start": 9.0}),
+        ("size", {"size": (65536, 65536)}),
+        ("size", {"size": (0, 64)}),
     ):
         with pytest.raises(InputError, match=words):
             read_video(path, **options)

@@ -50,6 +50,19 @@ def test_bfloat16_on_disk(tmp_path):
     np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"].astype(ml_dtypes.bfloat16))
 
 
+def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="choose one of float32, bfloat16"):
+        bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE, dtype="int4")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle, "save_weights", full)
+    with pytest.raises(InputError, match="No space left"):
+        bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_bundle_is_replaced_and_anything_else_is_not(saved, tmp_path):
     bundle.save_bundle(saved, {**SPEC, "text_length": 64}, PARAMS, VAE)
     assert bundle.load_spec(saved)["text_length"] == 64
