@@ -91,7 +91,9 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
     """Matrix products inside chunks, a scan between them; the backward pass recomputes a step's insides."""
     batch, length, heads, width = x.shape
     groups = B.shape[2]
-    chunk = _by_platform(CHUNK) if chunk is None else chunk
+    if chunk is None:  # of even size, and what is little more than a chunk is one: no state has to travel then
+        chunk = _by_platform(CHUNK)
+        chunk = length if length <= 2 * chunk else -(-length // round(length / chunk))
     chunk = max(1, min(chunk, length))
     per_step = max(1, min(_by_platform(CHUNKS_PER_STEP), -(-length // chunk)))
     steps = -(-length // (chunk * per_step))
@@ -109,7 +111,6 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
 
     lower = jnp.tril(jnp.ones((1, 1, 1, 1, chunk, chunk), bool))
 
-    @jax.checkpoint
     def step(h, now):
         # s chunks, i j tokens of a chunk, g groups, r heads of a group
         x, dt, B, C = (v.astype(dtype) for v in now)
@@ -134,7 +135,12 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
         return h, y
 
     state = state.reshape(batch, groups, heads // groups, width, -1)
-    state, y = jax.lax.scan(step, state, (cut(grouped(x)), cut(grouped(dt)), cut(B), cut(C)))
+    parts = cut(grouped(x)), cut(grouped(dt)), cut(B), cut(C)
+    if steps == per_step == 1:
+        state, y = step(state, tuple(part[0] for part in parts))
+        y = y[None]
+    else:
+        state, y = jax.lax.scan(jax.checkpoint(step), state, parts)
     y = jnp.moveaxis(y, 0, 1).reshape(batch, -1, heads, width)[:, :length]
     return y, state.reshape(batch, heads, width, -1)
 
