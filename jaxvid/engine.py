@@ -20,6 +20,7 @@ from jaxvid import stages
 from jaxvid.data.text import encode_text
 from jaxvid.io.weights import restore_into
 from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import from_level, strength_level, time_table
@@ -181,7 +182,9 @@ class Engine:
         held = list(stages.modules_of(self.model))
         found = {"causal" if causal else "bidirectional"}
         found |= {"temporal attention" for module in held if hasattr(module, "edit")}
-        found |= {"attention memory" for module in held if causal and isinstance(module, Attention)}
+        queues = (Attention, LongShort)
+        found |= {"attention memory" for module in held if causal and isinstance(module, queues)}
+        found |= {"long memory" for module in held if causal and isinstance(module, LongShort)}
         found |= {"state memory" for module in held if causal and isinstance(module, Mamba)}
         return frozenset(found)
 

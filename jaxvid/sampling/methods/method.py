@@ -88,6 +88,7 @@ class Entry:
     calls     network calls for each latent frame, in words
     nearest   methods to use instead where the model lacks something, the nearest first
     reference the paper
+    solver    the one solver that it works with, or None
     """
 
     make: Callable[..., Method]
@@ -96,6 +97,7 @@ class Entry:
     calls: str
     nearest: tuple[str, ...]
     reference: str
+    solver: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
