@@ -21,7 +21,8 @@ STEPS, SHIFT = 4, 5.0  # the student's ladder
 
 def get_config():
     c = shapes()
-    backbone = c.stages.pop("backbone")
+    backbone = c.stages.backbone
+    del c.stages["backbone"]
     network = dict(model=backbone.task.model, process=backbone.task.process)
     serve = backbone.serve  # how the teacher is sampled
     given = call(Mix, samplers=(call(Nothing), call(First), call(Prefix)), weights=(6.0, 1.5, 2.5))

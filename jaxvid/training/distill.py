@@ -204,7 +204,7 @@ class MatchingTask:
         memory = None
         if self.block is not None and self.block < value.shape[1]:
             memory = self.model.init_memory(batch, height, width)  # type: ignore[attr-defined]
-        block = value.shape[1] if self.block is None else self.block
+        block = min(value.shape[1], self.block or value.shape[1])
         frozen = jax.lax.stop_gradient(student)
 
         def voices(first: Array) -> Voices:
