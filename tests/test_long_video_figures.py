@@ -70,9 +70,14 @@ def test_a_video_that_was_compiled_meanwhile_does_not_set_the_pace():
 
 
 def test_the_table_has_a_line_for_each_method():
-    rows = [figures.summary([video("fifo", [4, 2, 1])]), figures.summary([video("genl", [4, 4, 4], jump=math.nan)])]
+    rows = [
+        figures.summary([video("fifo", [4, 2, 1])]),
+        figures.summary([video("genl", [4, 4, 4], jump=math.nan)]),
+    ]
     lines = figures.table(rows).splitlines()
-    assert lines[2] == "| genl | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"  # the best one first
+    assert (
+        lines[2] == "| genl | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"
+    )  # the best one first
     assert lines[3] == "| fifo | 100.0 | 50.0 | 25.0 | 0.00 | 1.50 | 70 | 16 | 2.00 | 1.25 |"
 
 

@@ -62,9 +62,7 @@ def by_second(runs: Sequence[Mapping], name: str = "all") -> list[float]:
 def same_by_second(runs: Sequence[Mapping]) -> list[float]:
     """The share of videos whose second looks like their first one."""
     length = max(len(run["same"]) for run in runs)
-    return [
-        float(np.mean([run["same"][i] for run in runs if i < len(run["same"])])) for i in range(length)
-    ]
+    return [float(np.mean([run["same"][i] for run in runs if i < len(run["same"])])) for i in range(length)]
 
 
 def summary(runs: Sequence[Mapping]) -> dict:

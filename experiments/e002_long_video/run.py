@@ -35,7 +35,9 @@ PROMPTS = (
 )
 
 
-def one(pipe: Pipeline, method: str, prompt: str, seed: int, seconds: float, steps: int | None, sheet) -> dict:
+def one(
+    pipe: Pipeline, method: str, prompt: str, seed: int, seconds: float, steps: int | None, sheet
+) -> dict:
     """All figures of one video."""
     before, compiled = time.monotonic(), _compiled(pipe)
     run = pipe.prepare(prompt, seconds=seconds, seed=seed, method=method, steps=steps)
@@ -99,7 +101,9 @@ def child(options) -> None:
         sheet = options.out / f"{options.one}.png" if (prompt, seed) == (0, 0) else None
         made = one(pipe, options.one, PROMPTS[prompt], seed, options.seconds, options.steps, sheet)
         write(place(options.out, options.one, prompt, seed), json.dumps(made, indent=1))
-        print(f"{options.one}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"{options.one}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True
+        )
 
 
 def report(options, names) -> str:
@@ -114,7 +118,9 @@ def report(options, names) -> str:
     rows = [figures.summary(videos) for videos in runs.values()]
     lines = {
         "right of what the prompt says": {name: figures.by_second(videos) for name, videos in runs.items()},
-        "looks like its first second": {name: figures.same_by_second(videos) for name, videos in runs.items()},
+        "looks like its first second": {
+            name: figures.same_by_second(videos) for name, videos in runs.items()
+        },
     }
     write(options.out / "plot.svg", panels(lines))
     write(options.out / "results.json", json.dumps({"rows": rows, "lines": lines}, indent=1))
