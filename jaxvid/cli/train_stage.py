@@ -233,7 +233,8 @@ def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | 
             for place in places:
                 whole = held
                 for name in place[:-1]:
-                    whole = whole[name] = dict(whole[name])
+                    whole[name] = dict(whole[name])
+                    whole = whole[name]
                 whole[place[-1]] = restore_into(whole[place[-1]], loaded.get("params", loaded), where[role])
             if role == "init":
                 held |= {

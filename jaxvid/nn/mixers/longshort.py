@@ -40,10 +40,9 @@ class LongShort(nn.Module):
     def init_memory(self, batch: int, grid: tuple[int, int], width: int):
         """{'k', 'v': [B, window * tokens, heads, K], 'far_k', 'far_v': [B, (window + past) * coarse tokens, heads, K],
         'frames': int32, how many of them are real}."""
-        self._check(*grid)
-        fine = grid[0] * grid[1]
+        self._check()
         held = lambda count: jnp.zeros((batch, count, width // self.head, self.head))
-        near, far = self.window * fine, self._reach * fine // self.pool**2
+        near, far = self.window * grid[0] * grid[1], self._reach * self._few(*grid)
         sizes = {"k": near, "v": near, "far_k": far, "far_v": far}
         return {name: held(size) for name, size in sizes.items()} | {"frames": jnp.zeros((), jnp.int32)}
 
@@ -56,21 +55,22 @@ class LongShort(nn.Module):
     def _reach(self) -> int:
         return self.window + self.past
 
-    def _check(self, rows: int, columns: int) -> None:
-        if rows % self.pool or columns % self.pool:
+    def _few(self, rows: int, columns: int) -> int:
+        """Coarse tokens of a frame: patches at its edges may reach beyond it."""
+        return -(-rows // self.pool) * -(-columns // self.pool)
+
+    def _check(self) -> None:
+        if not 1 <= self.block <= self.window or self.past < 0 or self.pool < 1:
             raise InputError(
-                f"pool={self.pool} does not divide the grid of {rows}x{columns} tokens; use a divisor"
-            )
-        if not 1 <= self.block <= self.window or self.past < 0:
-            raise InputError(
-                f"block={self.block}, window={self.window}, past={self.past}: wanted 1 <= block <= window, past >= 0"
+                f"block={self.block}, window={self.window}, past={self.past}, pool={self.pool}:"
+                " wanted 1 <= block <= window, past at least 0, pool at least 1"
             )
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W D"], memory=None):
         teaching = memory is not None and "teaching" in memory
         b, frames, rows, columns, width = x.shape
-        self._check(rows, columns)
+        self._check()
         if width % self.head:
             raise InputError(f"width {width} does not split into heads of {self.head}")
         if frames % self.block:
@@ -103,7 +103,7 @@ class LongShort(nn.Module):
         q = rotate(q, angles(own, 1))
         keys = jnp.concatenate([rotate(k, angles(near, 1)), rotate(far_k, angles(far, self.pool))], 1)
         mask = self._mask(own, near, far, seen, clean if teaching else 0)
-        fine, few = rows * columns, rows * columns // self.pool**2
+        fine, few = rows * columns, self._few(rows, columns)
         mask = jnp.concatenate([jnp.repeat(mask[0], fine, 1), jnp.repeat(mask[1], few, 1)], 1)
         y = attention(q, keys, jnp.concatenate([v, far_v], 1), mask=jnp.repeat(mask, fine, 0))
         y = Linear(width, ("heads", "embed"), name="out")(y.reshape(b, frames, rows, columns, width))
@@ -120,8 +120,10 @@ class LongShort(nn.Module):
     def _coarse(self, x):
         b, frames, rows, columns, width = x.shape
         p = self.pool
-        x = x.reshape(b, frames, rows // p, p, columns // p, p, width)
-        x = jnp.moveaxis(x, 3, 4).reshape(b, frames, rows // p, columns // p, p * p * width)
+        high, wide = -(-rows // p), -(-columns // p)
+        x = jnp.pad(x, [(0, 0), (0, 0), (0, high * p - rows), (0, wide * p - columns), (0, 0)])
+        x = x.reshape(b, frames, high, p, wide, p, width)
+        x = jnp.moveaxis(x, 3, 4).reshape(b, frames, high, wide, p * p * width)
         kv = Linear(2 * width, ("embed", "heads"), name="far_kv")(x).reshape(
             b, -1, 2, width // self.head, self.head
         )
@@ -142,6 +144,6 @@ class LongShort(nn.Module):
 
 def _positions(times: np.ndarray, rows: int, columns: int, side: int) -> np.ndarray:
     """(frame, row, column) of the middles of ``side`` x ``side`` patches in frames at ``times``: [L, 3]."""
-    grid = grid_positions(len(times), rows // side, columns // side)
+    grid = grid_positions(len(times), -(-rows // side), -(-columns // side))
     middle = grid[:, 1:] * side + (side - 1) / 2
     return np.concatenate([np.asarray(times)[grid[:, :1]], middle], 1)

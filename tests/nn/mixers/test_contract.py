@@ -36,7 +36,7 @@ CAUSAL = {
     "attention block": Attention(causal=True, window=4, block=2, head=8),
     "attention sink": Attention(causal=True, window=1, sink=2, head=8),
     "long and short": LongShort(head=8, window=1, past=3, pool=1),
-    "long and short block": LongShort(head=8, window=2, past=2, pool=1, block=2),
+    "long and short block": LongShort(head=8, window=2, past=2, pool=2, block=2),
     "attention sink block": Attention(causal=True, window=2, sink=1, block=2, head=8),
 }
 
