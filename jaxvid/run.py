@@ -200,7 +200,8 @@ def _windows(serves) -> tuple[int, int]:
 
 
 def _told(engine: Engine, request: Request, given: Given, texts: list[str], frames: int) -> dict[str, Any]:
-    """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` if there is a negative."""
+    """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], which caption is the `last` [B], and
+    `null` if there is a negative."""
     text, mask = engine.text(texts, request.dtype)
     most = padded_spans(max(spans_for(len(story), request.fade) for story in request.stories), SPANS)
     times = given.first + frame_times(frames, engine.vae.time_factor)
@@ -223,7 +224,8 @@ def _told(engine: Engine, request: Request, given: Given, texts: list[str], fram
     if "beside" in more:
         more["beside"] = np.pad(more["beside"], [(0, frames - len(given.mask))] + [(0, 0)] * 3)
     more = {name: np.repeat(value[None], request.batch, 0) for name, value in more.items()}
-    return {"text": said, "text_mask": heard, "span": span, "null": null, "more": more}
+    last = np.asarray([len(story) - 1 for story in request.stories], np.int32)
+    return {"text": said, "text_mask": heard, "span": span, "last": last, "null": null, "more": more}
 
 
 def _answer(request: Request, frames):

@@ -89,6 +89,10 @@ def test_the_plot_has_a_line_for_each_stretch():
 def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
     """A file for each (method, prompt, seed); an interrupted comparison goes on, other settings are refused."""
     made = []
+    assert json.loads(run.to_json({"a": [math.nan, 1.5], "b": (True, 2)})) == {
+        "a": [None, 1.5],
+        "b": [True, 2],
+    }
 
     def one(pipe, method, prompt, seed, seconds, steps, sheet):
         if len(made) == 2:

@@ -10,6 +10,7 @@ command goes on where it was interrupted. Another checkpoint, length or number o
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import resource
@@ -94,13 +95,26 @@ def write(path: pathlib.Path, text: str) -> None:
     os.replace(aside, path)
 
 
+def to_json(value) -> str:
+    """JSON of plain data; what is not a number is null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, allow_nan=False)
+
+
 def child(options) -> None:
     """Makes what is missing of one method."""
     pipe = Pipeline.load(options.checkpoint)
     for prompt, seed in missing(options, options.one):
         sheet = options.out / f"{options.one}.png" if (prompt, seed) == (0, 0) else None
         made = one(pipe, options.one, PROMPTS[prompt], seed, options.seconds, options.steps, sheet)
-        write(place(options.out, options.one, prompt, seed), json.dumps(made, indent=1))
+        write(place(options.out, options.one, prompt, seed), to_json(made))
         print(
             f"{options.one}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True
         )
@@ -123,7 +137,7 @@ def report(options, names) -> str:
         },
     }
     write(options.out / "plot.svg", panels(lines))
-    write(options.out / "results.json", json.dumps({"rows": rows, "lines": lines}, indent=1))
+    write(options.out / "results.json", to_json({"rows": rows, "lines": lines}))
     said = f"{options.prompts} prompts, {options.seeds} seeds, {options.seconds:g} s each"
     text = f"{said}; shares are per cent right, drift and jump as in the README.\n\n{figures.table(rows)}\n"
     write(options.out / "table.md", text)

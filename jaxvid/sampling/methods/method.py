@@ -43,6 +43,8 @@ class Method:
                each segment (None: all)
     scheme     levels at which given frames are shown, with weights (`guidance.history`); (): clean
     tail       whether a frame that enters takes the low frequencies of the one before it
+    injects    (first, second) shares of the steps: before the first and from the second on, the early layers of the network
+               are told the last caption of a story on all frames; None: never
     remembers  whether a causal model's memory goes from segment to segment
     """
 
@@ -55,6 +57,7 @@ class Method:
     edited: int | None = None
     scheme: Scheme = ()
     tail: bool = False
+    injects: tuple[float, float] | None = None
     remembers: bool = False
 
     @property
