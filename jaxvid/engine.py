@@ -20,6 +20,7 @@ from jaxvid import stages
 from jaxvid.data.text import encode_text
 from jaxvid.io.weights import restore_into
 from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import from_level, strength_level, time_table
@@ -181,7 +182,9 @@ class Engine:
         held = list(stages.modules_of(self.model))
         found = {"causal" if causal else "bidirectional"}
         found |= {"temporal attention" for module in held if hasattr(module, "edit")}
-        found |= {"attention memory" for module in held if causal and isinstance(module, Attention)}
+        queues = (Attention, LongShort)
+        found |= {"attention memory" for module in held if causal and isinstance(module, queues)}
+        found |= {"long memory" for module in held if causal and isinstance(module, LongShort)}
         found |= {"state memory" for module in held if causal and isinstance(module, Mamba)}
         return frozenset(found)
 
@@ -214,6 +217,8 @@ class Engine:
         text = jax.tree.map(jnp.asarray, {name: told[name] for name in ("text", "text_mask", "null")})
         total, done, shown, at, carry = sum(s.plan.rows for s in segments), 0, 0, 0, None
         held: list[np.ndarray] = []
+        injects = method.injects if (told["last"] > 0).any() else None  # one caption is the last one anyway
+        last = jnp.asarray(np.repeat(told["last"][:, None], window, 1))
         for number, (plan, start, ready) in enumerate(segments):
             here = slice(start, start + window)
             many = lambda a: np.broadcast_to(a, (batch, *a.shape))
@@ -249,6 +254,10 @@ class Engine:
                 key, function = self._rows(
                     request, method, way, solver, row, _levels(times, k, update), rollout.memory
                 )
+                if injects is not None:
+                    on = not injects[0] <= row / steps < injects[1]
+                    for part in filter(None, (said["cond"], said["null"])):
+                        part["early_span"] = last if on else part["span"]
                 if method.cuts:
                     draw = np.random.default_rng(done)  # the same for all videos of a batch
                     said["weight"] = jnp.asarray(random_cuts(method.windows, draw).weight)

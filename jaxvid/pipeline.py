@@ -31,7 +31,7 @@ from jaxvid.sampling.methods.table import METHODS
 from jaxvid.types import InputError
 
 OPTIONS = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
-OPTIONS += ("guidance_interval", "guidance_kind", "cache", "strength")
+OPTIONS += ("guidance_interval", "guidance_kind", "cache", "strength", "fade")
 SHIPPED = pathlib.Path(__file__).parent / "assets" / "shapes"
 
 
@@ -100,6 +100,11 @@ class Pipeline:
         return f"Pipeline({count:.1f} M parameters; sizes {sizes}; {rates} frames per second)"
 
     @property
+    def traits(self) -> frozenset[str]:
+        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
+        return self.engine.traits | ({"few-step weights"} if self.serves.get("student") else set())
+
+    @property
     def compilations(self) -> dict[str, int]:
         """How often each stage was compiled so far; a second call of the same shape adds nothing."""
         return dict(self.engine.executables.counts)
@@ -159,6 +164,7 @@ class Pipeline:
         guidance_kind: str | None = None,
         cache: float | None = None,
         strength: float | None = None,
+        fade: float | None = None,
         mask=None,
         **more,
     ) -> Iterator[Event]:
@@ -185,6 +191,7 @@ class Pipeline:
           guidance_kind: 'cfg', 'apg' (projected, against over-saturation) or 'zero' (CFG-Zero*).
           cache: reuse the network's last answer while its input changes by less than this in all (0.1 to 0.3 is usual).
           strength: in (0, 1), make the given ``video`` anew from this noise level on instead of going on from its end.
+          fade: seconds that a change from one caption to the next takes (default 0), half of them before it is due.
           mask: bool [H, W] or [T, H, W], True where the given ``video`` is to be made anew; the rest of its latents stays.
 
         Raises `InputError`; `FloatingPointError` when numbers run out of range, naming the step.
@@ -243,7 +250,7 @@ class Pipeline:
             defaults=self.defaults,
             text_length=int(self.spec.get("text_bytes", self.text_length)),
             solvers=stages.SOLVERS,
-            traits=self.engine.traits,
+            traits=self.traits,
             options={name: value for name, value in options.items() if name not in OPTIONS},
         )
         size = request.height, request.width
@@ -295,4 +302,6 @@ def _load_run(path: pathlib.Path):
         )
     name = stages_[-1]
     spec = check_spec(read_json(path / name / SPEC), path / name / SPEC)
-    return spec, load_ema(path, name)["params"], load_weights(path / "codec" / VAE)
+    params = load_ema(path, name)["params"]
+    part = spec.pop("part", None)  # of networks that were trained together, the one that makes videos
+    return spec, params if part is None else params[part], load_weights(path / "codec" / VAE)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import operator
 import os
@@ -34,6 +35,7 @@ class Request:
     options   the method's own, by name
     interval  levels t at which there is guidance, above the first and up to the second; guide is its kind
     cache     how much change goes without a call of the network, or None; strength: the level a given video begins at
+    fade      seconds that a change from one caption to the next takes
     """
 
     stories: tuple[Story, ...]
@@ -55,6 +57,7 @@ class Request:
     guide: str = "cfg"
     cache: float | None = None
     strength: float = 1.0
+    fade: float = 0.0
 
     @property
     def batch(self) -> int:
@@ -72,6 +75,7 @@ class Request:
         how = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver, "shift": self.shift}
         how["guidance_interval"], how["guidance_kind"] = list(self.interval), self.guide
         extras = {"cache": self.cache, "strength": self.strength if self.strength != 1 else None}
+        extras["fade"] = self.fade or None
         how |= {name: value for name, value in extras.items() if value is not None}
         return {
             **said,
@@ -111,6 +115,7 @@ def make_request(
     guidance_kind,
     cache,
     strength,
+    fade,
 ) -> Request:
     """Checks a user's arguments against what a checkpoint ``serves`` and fills in its ``defaults``. Raises `InputError`.
 
@@ -141,8 +146,8 @@ def make_request(
     if method is None:
         method = defaults.get("method", "oneshot")
     negative = defaults.get("negative") if negative is None else negative
-    solver = choice(defaults.get("solver", "euler") if solver is None else solver, "solver", solvers)
     options = check_method(choice(method, "method", METHODS), options, traits)
+    solver = _solver(solver, METHODS[method].solver, method, defaults, solvers)
     if cache is not None:
         cache = number(cache, "cache", least=0)
         if solver == "heun":
@@ -169,7 +174,17 @@ def make_request(
         guide=choice("cfg" if guidance_kind is None else guidance_kind, "guidance_kind", GUIDES),
         cache=cache,
         strength=1.0 if strength is None else _strength(strength),
+        fade=0.0 if fade is None else _fade(fade, stories),
     )
+
+
+def _solver(asked, only: str | None, method: str, defaults: Mapping[str, Any], among: Iterable[str]) -> str:
+    """The solver that was asked for, the one that a method works with, or the checkpoint's."""
+    if asked is not None and only not in (None, asked):
+        raise InputError(
+            f"solver={_short(asked)} and method {method!r}, which works with {only!r} only; leave the solver out"
+        )
+    return choice(only or asked or defaults.get("solver", "euler"), "solver", among)
 
 
 def _interval(value) -> tuple[float, float]:
@@ -183,6 +198,17 @@ def _interval(value) -> tuple[float, float]:
     if not low < high <= 1:
         raise InputError(f"guidance_interval={low:g}, {high:g}: wanted 0 <= low < high <= 1")
     return low, high
+
+
+def _fade(value, stories: Iterable[Story]) -> float:
+    value = number(value, "fade", least=0)
+    for story in stories:
+        for (before, _), (at, _) in itertools.pairwise(story):
+            if value > at - before:
+                raise InputError(
+                    f"fade={value:g} is longer than the {at - before:g} s between two captions; use a shorter one"
+                )
+    return value
 
 
 def _strength(value) -> float:

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from jaxvid import stages
-from jaxvid.data.collate import frame_times, padded_spans, spans_of
+from jaxvid.data.collate import frame_times, padded_spans
 from jaxvid.engine import Decoder, Engine
 from jaxvid.request import Request
-from jaxvid.sampling.methods.method import Setting
+from jaxvid.sampling.fade import fade, spans_for
+from jaxvid.sampling.methods.method import Method, Setting
 from jaxvid.sampling.methods.table import make
 from jaxvid.types import InputError
 
-SPANS = (1, 2, 4, 8, 16)  # buckets of the number of captions
+SPANS = (1, 2, 4, 8, 16, 32, 64)  # buckets of the number of captions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +149,7 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     texts += [] if request.negative is None else [request.negative]
     yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     count = len(given.mask)
-    # weights from elsewhere know no frames beyond the last
-    multiple = int(serves.get("multiple", stages.CHUNK))
-    whole = -(-count // multiple) * multiple
-    window, overlap = _windows(serves)
-    setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
-    method = make(request.method, setting, dict(request.options))
+    method = method_of(engine, serves, request, count)
     told = _told(engine, request, given, texts, method.frames)
     yield Event("text", len(texts), len(texts), "sentences")
 
@@ -182,6 +178,16 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
         place += new.shape[1]
 
 
+def method_of(engine: Engine, serves: Mapping[str, Any], request: Request, count: int) -> Method:
+    """The values of a request's method for a video of ``count`` latent frames."""
+    # weights from elsewhere know no frames beyond the last
+    multiple = int(serves.get("multiple", stages.CHUNK))
+    whole = -(-count // multiple) * multiple
+    window, overlap = _windows(serves)
+    setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
+    return make(request.method, setting, dict(request.options))
+
+
 def _windows(serves) -> tuple[int, int]:
     """Of a roll-out: latent frames that are denoised together, and how many of them are the past."""
     window, overlap = int(serves.get("window", 4 * stages.CHUNK)), int(serves.get("overlap", stages.CHUNK))
@@ -194,25 +200,32 @@ def _windows(serves) -> tuple[int, int]:
 
 
 def _told(engine: Engine, request: Request, given: Given, texts: list[str], frames: int) -> dict[str, Any]:
-    """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], and `null` if there is a negative."""
+    """What the model is told: `text`, `text_mask` [B, S, L, ...], `span` [B, F], which caption is the `last` [B], and
+    `null` if there is a negative."""
     text, mask = engine.text(texts, request.dtype)
-    most = padded_spans(max(map(len, request.stories)), SPANS)
+    most = padded_spans(max(spans_for(len(story), request.fade) for story in request.stories), SPANS)
     times = given.first + frame_times(frames, engine.vae.time_factor)
-    rows = [[texts.index(said) for _, said in story] for story in request.stories]
-    rows = np.asarray([row + [row[-1]] * (most - len(row)) for row in rows])
-    spans = [[(round(at * request.fps), said) for at, said in story] for story in request.stories]
-    span = np.stack([spans_of(captions, times) for captions in spans])
+    rows = []
+    for story in request.stories:
+        said = [texts.index(one) for _, one in story]
+        starts = [at * request.fps if request.fade else round(at * request.fps) for at, _ in story]
+        row, heard, span = fade(text[said], mask[said], starts, times, request.fade * request.fps)
+        more = [(0, most - len(row)), (0, 0)]
+        rows.append((np.pad(row, [*more, (0, 0)], "edge"), np.pad(heard, more, "edge"), span))
+    said, heard, span = (np.stack(part) for part in zip(*rows, strict=True))
     null = None
     if request.negative is not None:
-        null = np.full_like(rows, len(texts) - 1)
-        null = {"text": text[null], "text_mask": mask[null]}
+        one = {"text": text[len(texts) - 1], "text_mask": mask[len(texts) - 1]}
+        shape = said.shape[:2]
+        null = {name: np.broadcast_to(a, (*shape, *a.shape)).copy() for name, a in one.items()}
     more = {
         name: value for name, value in (("beside", given.beside), ("image", given.image)) if value is not None
     }
     if "beside" in more:
         more["beside"] = np.pad(more["beside"], [(0, frames - len(given.mask))] + [(0, 0)] * 3)
     more = {name: np.repeat(value[None], request.batch, 0) for name, value in more.items()}
-    return {"text": text[rows], "text_mask": mask[rows], "span": span, "null": null, "more": more}
+    last = np.asarray([len(story) - 1 for story in request.stories], np.int32)
+    return {"text": said, "text_mask": heard, "span": span, "last": last, "null": null, "more": more}
 
 
 def _answer(request: Request, frames):

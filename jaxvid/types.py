@@ -26,6 +26,7 @@ Params = Any  # a pytree of arrays
 #   text      float [B, S, L, D] captions as embeddings of any text encoder
 #   text_mask bool  [B, S, L]   True on real text tokens
 #   span      int32 [B, T]      which caption speaks about a frame
+#   early_span int32 [B, T]     the same for the first half of a network's layers, where it differs
 #   drop      bool  [B]         True: the learned null text replaces the captions (guidance)
 #   given     bool  [B, T]      True: the frame is clean context, not to be denoised
 Cond = Mapping[str, Array]

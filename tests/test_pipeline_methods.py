@@ -9,6 +9,7 @@ import pytest
 from jaxvid.config import build, call
 from jaxvid.models.video_dit import VideoDiT
 from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.nn.mixers.temporal import Temporal
 from jaxvid.nn.mixers.window import Window
@@ -29,7 +30,9 @@ def described(*mixers):
 @pytest.fixture(scope="module")
 def pipe():
     """Spatial and temporal attention, the twin whose attention can be edited."""
-    return toy_pipeline(described=described(call(Window, window=(1, 8, 8), head=16), call(Temporal, head=16)))
+    made = described(call(Window, window=(1, 8, 8), head=16), call(Temporal, head=16))
+    made["serves"]["student"] = True  # as if it had been distilled
+    return toy_pipeline(described=made)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,7 @@ def plain(pipe):
 
 
 OPTIONS = {"sliding": {"ar_step": 1}, "fifo": {"window": 2}, "skyreels": {"ar_step": 2, "block": 8}}
+MORE = {"vstar": 1}  # programs beside the one that a method's rows need: with and without its edit
 BIDIRECTIONAL = [name for name, entry in METHODS.items() if not {"causal"} & set(entry.needs)]
 
 
@@ -61,6 +65,20 @@ def test_every_method_makes_a_video_of_its_own(pipe, plain, name):
     assert np.isfinite(clip.latents).all() and clip.latents.std() > 0.1
     assert np.abs(clip.latents - plain.latents).max() > 1e-3
     assert clip.recipe["method"] == name and clip.recipe["options"] == OPTIONS.get(name, {})
+    # one compilation for a method and a shape: another prompt and another seed compile nothing
+    before = pipe.compilations
+    pipe("a blue ring", seconds=LONG, seed=4, method=name, guidance=1, **OPTIONS.get(name, {}))
+    assert pipe.compilations == before
+
+
+@pytest.mark.parametrize("name", ["rollout", "fifo", "vstar", "student"])
+def test_rows_of_a_method_are_one_program(name):
+    """Whatever the number of windows and rows, counted in a pipeline that has made nothing else."""
+    made = described(call(Temporal, head=16))
+    made["serves"]["student"] = True
+    pipe = toy_pipeline(described=made)
+    make(pipe, name, **OPTIONS.get(name, {}))
+    assert pipe.compilations["sample"] == 1 + MORE.get(name, 0)
 
 
 @pytest.mark.parametrize("name", [name for name in BIDIRECTIONAL if METHODS[name].memory == "constant"])
@@ -90,7 +108,28 @@ def test_memory_makes_chunks_of_a_causal_model(causal):
     assert np.abs(guided.latents - kv.latents).max() > 1e-3
 
 
+def test_a_student_is_sampled_in_its_own_way(pipe, causal):
+    """It guesses and is noised afresh, in as many steps as it was taught, in windows or with a memory."""
+    clip = make(pipe, "student", 45 / FPS, steps=4)
+    assert clip.recipe["solver"] == "renoise" and pipe.engine.asked == 4
+    again = make(pipe, "oneshot", 45 / FPS, steps=4, solver="renoise")
+    np.testing.assert_allclose(clip.latents, again.latents, atol=1e-5)
+    with pytest.raises(InputError, match="works with 'renoise' only"):
+        make(pipe, "student", solver="euler")
+    with pytest.raises(InputError, match="'student' needs .*few-step weights.* 'causal-kv'"):
+        make(causal, "student")
+
+
+def test_far_and_near_memory_by_name():
+    pipe = toy_pipeline(described=described(call(LongShort, head=16, window=16, past=16, pool=1, block=8)))
+    far, kv = make(pipe, "far"), make(pipe, "causal-kv")
+    assert np.array_equal(far.latents, kv.latents) and np.isfinite(far.latents).all()
+    assert pipe.compilations["sample"] == 1 and pipe.compilations["commit"] == 1
+
+
 def test_wrong_pairings_are_refused(pipe, causal):
+    with pytest.raises(InputError, match="'far' needs .*long memory.* 'causal-kv'"):
+        make(causal, "far")
     with pytest.raises(InputError, match="'causal-kv' needs .* nearest that works is 'rollout'"):
         make(pipe, "causal-kv")
     with pytest.raises(InputError, match="'freenoise' needs .*temporal attention.* 'genl'"):
@@ -103,11 +142,22 @@ def test_wrong_pairings_are_refused(pipe, causal):
 
 def test_prompts_over_time_reach_every_method(pipe):
     story = [(0, "a red star"), (6, "a blue ring")]
+    one = [make(pipe, "freenoise", inject=inject).latents for inject in (True, False)]
+    assert np.array_equal(*one)  # and only there
     for name in ("fifo", "genl"):
         options = OPTIONS.get(name, {})
         told = pipe(story=story, seconds=LONG, seed=3, method=name, guidance=1, **options)
         alone = make(pipe, name, **options)
         assert np.abs(told.latents - alone.latents)[-4:].max() > 1e-3
+    told, plain = (
+        pipe(story=story, seconds=LONG, seed=3, method="freenoise", guidance=2, inject=inject).latents
+        for inject in (True, False)
+    )
+    assert np.abs(told - plain).max() > 1e-3  # motion is injected where there is a story
+    faded = pipe(story=story, seconds=LONG, seed=3, method="genl", guidance=1, fade=2.0)
+    assert np.abs(faded.latents - told.latents).max() > 1e-4 and faded.recipe["fade"] == 2.0
+    with pytest.raises(InputError, match="fade=7 is longer than the 6 s"):
+        pipe(story=story, seconds=LONG, fade=7)
 
 
 def test_the_interval_saves_calls_and_guidance_kinds_differ(pipe):

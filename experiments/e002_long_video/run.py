@@ -1,134 +1,186 @@
 # SPDX-License-Identifier: Apache-2.0
 """One video with every method that a checkpoint can follow, read second by second, and what it cost.
 
-    python -m experiments.e002_long_video.run [--checkpoint DIR] [--seconds 60] [--methods A,B] [--prompts N] [--out FOLDER]
+    python -m experiments.e002_long_video.run [--checkpoint DIR] [--seconds 60] [--methods A,B] [--prompts 3] [--seeds 1]
+        [--out FOLDER]
 
-Each method runs in a process of its own, so that its peak memory is its own.
+Every method runs in a process of its own, so that its peak memory is its own, and every video leaves a file behind: the same
+command goes on where it was interrupted. Another checkpoint, length or number of steps needs another folder.
 """
 
 import argparse
 import json
+import math
+import os
 import pathlib
 import resource
 import subprocess
 import sys
 import time
 
-import numpy as np
-
+from experiments.e002_long_video import figures
+from experiments.e002_long_video.plot import panels
 from jaxvid.data.shapes.reader import read
-from jaxvid.eval.shapes_accuracy import add, score, summarise
+from jaxvid.eval.shapes_accuracy import score_seconds
 from jaxvid.pipeline import Pipeline
+from jaxvid.run import method_of
 from jaxvid.sampling.methods.table import METHODS
 
 PROMPTS = (
     "a large red star spins on a black background",
-    "a small blue circle moves to the right on a white background",
-    "a large green square bounces on a black background",
+    "a small blue circle slides left and right on a white background",
+    "a large green square bounces around on a black background",
+    "a large yellow triangle pulses on a black background",
+    "a small green ring slides up and down on a white background",
+    "a large red cross circles clockwise on a white background",
 )
 
 
-def jump(frames: np.ndarray, period: int, first: int) -> float:
-    """How much more changes at the borders `first`, `first + period`, .. of windows than between other frames: a ratio of
-    mean absolute differences; 1 where borders cannot be seen, NaN where there are none."""
-    change = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean((1, 2, 3))
-    border = np.zeros(len(change), bool)
-    border[first - 1 :: period] = True
-    if border.all() or not border.any():
-        return float("nan")
-    return float(change[border].mean() / max(change[~border].mean(), 1e-6))
-
-
-def drift(verdicts: list[dict]) -> float:
-    """The share of later seconds whose objects differ in shape or colour from those of the first second."""
-    looks = [sorted((o["shape"] or "", o["colour"]) for o in v["objects"]) for v in verdicts]
-    later = looks[1:]
-    return sum(look != looks[0] for look in later) / len(later) if later else 0.0
-
-
-def thirds(clips, prompts, fps: float) -> list[float]:
-    """Accuracy over all attributes in the first, middle and last third."""
-    length = len(clips[0]) // 3
-    parts = [slice(i * length, (i + 1) * length) for i in range(3)]
-    counts = [[score(c[part], fps, [(0, p)]) for c, p in zip(clips, prompts, strict=True)] for part in parts]
-    return [summarise(add(count))["all"]["accuracy"] for count in counts]
-
-
-def one(checkpoint, method: str, seconds: float, count: int, steps: int | None, sheet) -> dict:
-    """All figures of one method."""
-    pipe, prompts = Pipeline.load(checkpoint), PROMPTS[:count]
-    clips, begun, compiled = [], time.monotonic(), 0.0
-    for seed, prompt in enumerate(prompts):
-        clips.append(pipe(prompt, seconds=seconds, seed=seed, method=method, steps=steps))
-    compiled = sum(took["compile"] for took in pipe.seconds.values())
-    wall = time.monotonic() - begun - compiled
-    if sheet:
-        clips[0].contact_sheet(sheet)
-    frames, fps = [clip.frames for clip in clips], clips[0].fps
-    window, overlap = int(pipe.serves.get("window", 32)), int(pipe.serves.get("overlap", 8))
-    n = pipe.engine.vae.time_factor
+def one(
+    pipe: Pipeline, method: str, prompt: str, seed: int, seconds: float, steps: int | None, sheet
+) -> dict:
+    """All figures of one video."""
+    before, compiled = time.monotonic(), _compiled(pipe)
+    run = pipe.prepare(prompt, seconds=seconds, seed=seed, method=method, steps=steps)
+    clip = pipe(prompt, seconds=seconds, seed=seed, method=method, steps=steps)
+    wall, compiling = time.monotonic() - before, _compiled(pipe) - compiled
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the reader takes its share
+    if sheet is not None:
+        clip.contact_sheet(sheet)
+    count = pipe.engine.vae.latent_frames(run.request.frames)
+    followed = method_of(pipe.engine, pipe.serves, run.request, count)
+    verdicts = read(clip.frames, clip.fps, [0.0])
+    accuracy: list[dict] = [{} for _ in range(round(seconds))]
+    for second, counts in score_seconds(clip.frames, clip.fps, [(0, prompt)], verdicts):
+        accuracy[min(second, len(accuracy) - 1)] = counts
+    inner = followed.window if followed.windows is None else followed.windows.length
     return {
         "method": method,
-        "thirds": thirds(frames, prompts, fps),
-        "drift": float(np.mean([drift(read(f, fps)) for f in frames])),
-        "jump": float(np.mean([jump(f, (window - overlap) * n, (window - 1) * n + 1) for f in frames])),
+        "prompt": prompt,
+        "seed": seed,
+        "seconds": seconds,
+        "accuracy": accuracy,
+        "same": figures.same_as_first(verdicts),
+        "jump": figures.jump(clip.frames, figures.borders(followed, pipe.engine.vae.time_factor)),
+        "calls": followed.calls,
+        "frames per call": inner,
         "rows": pipe.engine.asked,
-        "seconds per second": wall / (seconds * len(prompts)),
-        "compiling": compiled,
-        "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "wall": wall - compiling,
+        "compiling": compiling,
+        "peak GiB": peak,
+        "recipe": clip.recipe,
     }
 
 
-def table(rows: list[dict]) -> str:
-    """Figures as a Markdown table."""
-    head = ("method", "first third", "middle", "last", "drift", "jump", "rows", "s per s", "peak GiB")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row in rows:
-        cells = [
-            row["method"],
-            *(f"{100 * a:.1f}" for a in row["thirds"]),
-            f"{row['drift']:.2f}",
-            f"{row['jump']:.2f}",
-        ]
-        cells += [str(row["rows"]), f"{row['seconds per second']:.2f}", f"{row['peak GiB']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _compiled(pipe: Pipeline) -> float:
+    return sum(took["compile"] for took in pipe.seconds.values())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", help="a bundle or a run (default: the shipped model)")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
-    parser.add_argument("--methods", help="names with commas (default: all that the checkpoint can follow)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/e002"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.one:
-        sheet = options.out / f"{options.one}.png"
-        made = one(options.checkpoint, options.one, options.seconds, options.prompts, options.steps, sheet)
-        (options.out / f"{options.one}.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
-        return
-    traits = Pipeline.load(options.checkpoint).engine.traits
-    names = (
-        options.methods.split(",")
-        if options.methods
-        else [n for n, e in METHODS.items() if set(e.needs) <= traits]
-    )
-    rows = []
-    for name in names:
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.e002_long_video.run", *sys.argv[1:], "--one", name]
+def place(out: pathlib.Path, method: str, prompt: int, seed: int) -> pathlib.Path:
+    """The file of one video."""
+    return out / "videos" / f"{method}-{prompt}-{seed}.json"
+
+
+def missing(options, method: str) -> list[tuple[int, int]]:
+    """(prompt, seed) that have not been made yet."""
+    every = [(p, s) for s in range(options.seeds) for p in range(options.prompts)]
+    return [(p, s) for p, s in every if not place(options.out, method, p, s).exists()]
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Aside, then renamed: what is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def to_json(value) -> str:
+    """JSON of plain data; what is not a number is null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(one) for name, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, allow_nan=False)
+
+
+def child(options) -> None:
+    """Makes what is missing of one method."""
+    pipe = Pipeline.load(options.checkpoint)
+    for prompt, seed in missing(options, options.one):
+        sheet = options.out / f"{options.one}.png" if (prompt, seed) == (0, 0) else None
+        made = one(pipe, options.one, PROMPTS[prompt], seed, options.seconds, options.steps, sheet)
+        write(place(options.out, options.one, prompt, seed), to_json(made))
+        print(
+            f"{options.one}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True
         )
-        if done.returncode:
-            print(f"{name} failed", file=sys.stderr)
-            continue
-        rows.append(json.loads((options.out / f"{name}.json").read_text(encoding="utf-8")))
-    text = f"{options.prompts} prompts, one seed each, {options.seconds:g} s\n\n{table(rows)}\n"
-    (options.out / "table.md").write_text(text, encoding="utf-8")
+
+
+def report(options, names) -> str:
+    """Table, plot and figures of all that there is; returns the table."""
+    runs = {}
+    for name in names:
+        files = [place(options.out, name, p, s) for s in range(options.seeds) for p in range(options.prompts)]
+        if all(file.exists() for file in files):
+            runs[name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if not runs:
+        return "nothing was made\n"
+    rows = [figures.summary(videos) for videos in runs.values()]
+    lines = {
+        "right of what the prompt says": {name: figures.by_second(videos) for name, videos in runs.items()},
+        "looks like its first second": {
+            name: figures.same_by_second(videos) for name, videos in runs.items()
+        },
+    }
+    write(options.out / "plot.svg", panels(lines))
+    write(options.out / "results.json", to_json({"rows": rows, "lines": lines}))
+    said = f"{options.prompts} prompts, {options.seeds} seeds, {options.seconds:g} s each"
+    text = f"{said}; shares are per cent right, drift and jump as in the README.\n\n{figures.table(rows)}\n"
+    write(options.out / "table.md", text)
+    return text
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("--checkpoint", help="a bundle or a run (default: the shipped model)")
+    made.add_argument("--seconds", type=float, default=60.0)
+    made.add_argument("--steps", type=int)
+    made.add_argument("--prompts", type=int, default=3, choices=range(1, len(PROMPTS) + 1))
+    made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--methods", help="names with commas (default: all that the checkpoint can follow)")
+    made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/e002"))
+    made.add_argument("--one", help=argparse.SUPPRESS)
+    return made
+
+
+def main(argv=None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    options = parser().parse_args(argv)
+    if options.one:
+        child(options)
+        return
+    traits = Pipeline.load(options.checkpoint).traits
+    able = [name for name, entry in METHODS.items() if set(entry.needs) <= traits]
+    names = options.methods.split(",") if options.methods else able
+    asked = {name: getattr(options, name) for name in ("checkpoint", "seconds", "steps")}
+    settings = options.out / "settings.json"
+    if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != asked:
+        raise SystemExit(f"{options.out} holds videos of other settings ({settings}); give another --out")
+    write(settings, json.dumps(asked, indent=1))
+    failed = []
+    for name in names:
+        if missing(options, name):
+            command = [sys.executable, "-m", "experiments.e002_long_video.run", *argv, "--one", name]
+            if subprocess.run(command).returncode:
+                failed.append(name)
+        text = report(options, names)  # after every method: an interrupted comparison is one already
     print(text)
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def arguments(parser):
     add("--num", type=int, default=1, help="how many videos (seeds SEED, SEED+1, ...)")
     add("--steps", type=int, help="of sampling")
     add("--guidance", type=float, help="how strongly the text is followed; 1 is plain")
-    add("--solver", help="euler, heun, dpmpp_2m, unipc or ancestral")
+    add("--solver", help="euler, heun, dpmpp_2m, unipc, ancestral or renoise")
     add(
         "--method",
         help="oneshot, rollout (chunk by chunk, in memory that does not grow), ...: see jaxvid methods",
@@ -64,6 +64,7 @@ def arguments(parser):
         metavar="CHANGE",
         help="skip network calls while the video changes by less (0.1 to 0.3)",
     )
+    add("--fade", type=float, metavar="SECONDS", help="how long a change from one caption to the next takes")
     add("--strength", type=float, help="make --video anew from this noise level on, in (0, 1)")
     add("--mask", metavar="MASK.png", help="bright where --video is to be made anew")
     add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
@@ -113,6 +114,7 @@ def run(options) -> None:
         "guidance_kind",
         "cache",
         "strength",
+        "fade",
         "mask",
     )
     asked = {**parse_set(options.set), **{name: getattr(options, name) for name in names}}

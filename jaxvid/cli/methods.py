@@ -18,7 +18,7 @@ def run(options) -> None:
     if options.checkpoint is not None:
         from jaxvid.pipeline import Pipeline
 
-        traits = Pipeline.load(options.checkpoint).engine.traits
+        traits = Pipeline.load(options.checkpoint).traits
     head = ("method", "memory", "calls per latent frame", "needs")
     rows = [(name, e.memory, e.calls, " and ".join(e.needs) or "any model") for name, e in METHODS.items()]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

@@ -24,7 +24,11 @@ def pipeline_spec(stage: Any) -> dict[str, Any]:
     serve = dict(node.get("serve") or {})
     longest = max(b.frames for b in stage.buckets) / stage.fps
     serves = {"sizes": [list(s) for s in sizes], "fps": [stage.fps], "seconds": serve.pop("longest", 600.0)}
+    if hasattr(stage.task, "origins"):  # it distils: see `jaxvid.training.distill`
+        serves["student"] = True
+    served = getattr(stage.task, "served", None)
     return {
+        **({} if served is None else {"part": served}),
         "model": node.task.model,
         "vae": stage.codec.node if stage.codec else None,
         "process": node.task.process,
@@ -69,8 +73,10 @@ def videos(stage: Any, state: Any, step: int, folder: str, tracker: Any, say: Ca
         decode_text(t) for t in cond["tokens"][: int(options.get("count", 2)), 0]
     )
     seconds = float(options.get("seconds", shape.frames / stage.fps))
+    spec = pipeline_spec(stage)
     params = jax.tree.map(np.asarray, state.ema)
-    pipe = Pipeline(pipeline_spec(stage), params, stage.codec.variables)
+    params = params[spec.pop("part")] if "part" in spec else params
+    pipe = Pipeline(spec, params, stage.codec.variables)
     extend = int(options.get("extend", 0))
     for i, prompt in enumerate(prompts):
         given = {"video": _pixels(video.x)[-1 - i % len(video.x)][:extend]} if extend else {}

@@ -19,8 +19,9 @@ and, a stage that learns latents, also
 
 while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured (0: it
 stays what it was at the start), and ``weigh``, the greatest spread of a channel where spreads follow what channels do
-to pixels (0: all channels have unit variance). Any stage may have ``init``: an earlier stage or a .safetensors file,
-whose weights it begins with.
+to pixels (0: all channels have unit variance). Any stage may have ``init``: an earlier stage, a .safetensors file, a
+bundle, a run or 'shipped', whose weights it begins with; a stage that distils (`jaxvid.training.distill`) also
+``teacher``, the same for the model that it learns from, with which the student begins where there is no ``init``.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ import jax
 import numpy as np
 
 from jaxvid.cli import train_samples
-from jaxvid.cli.codec import Codec, with_statistics, write_text
+from jaxvid.cli.codec import SHIPPED, Codec, with_statistics, write_text
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
-from jaxvid.io.bundle import SPEC, VAE
+from jaxvid.io.bundle import MODEL, SPEC, VAE, is_bundle
 from jaxvid.io.checkpoint import Checkpoints, load_ema
 from jaxvid.io.weights import load_weights, restore_into
 from jaxvid.sharding import put_batch
@@ -50,6 +51,7 @@ from jaxvid.types import InputError
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
 OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
+OPTIONAL += ("teacher",)
 
 
 @dataclasses.dataclass
@@ -226,23 +228,55 @@ def train_stage(
 
 def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | None:
     """Begins from the averaged weights of an earlier stage, or from a file, instead of from chance."""
-    begin = stage.node.get("init")
-    if not begin:
+    where = {
+        "teacher": stage.node.get("teacher"),
+        "init": stage.node.get("init") or stage.node.get("teacher"),
+    }
+    origins = getattr(stage.task, "origins", {"init": (("params",),)})
+    if where["teacher"] and "teacher" not in origins:
+        raise InputError(f"stages.{stage.name} has a teacher and its task has no use for one; use init")
+    if "teacher" in origins and not where["teacher"]:
+        raise InputError(f"stages.{stage.name} distils nothing; give teacher='shipped', a bundle or a run")
+    if not where["init"]:
         return None
 
     def prepare(state: TrainState) -> TrainState:
-        codec = os.path.join(workdir, begin, VAE)
-        if os.path.isfile(codec):  # rather than its checkpoint, which has no statistics of latents
-            loaded = load_weights(codec)
-        elif os.path.isdir(os.path.join(workdir, begin, "checkpoints")):
-            loaded = load_ema(workdir, begin)
-        else:
-            loaded = load_weights(begin)
-        params = restore_into(state.params, loaded.get("params", loaded), begin)
-        rest = {k: restore_into(v, loaded[k], begin) if k in loaded else v for k, v in state.rest.items()}
-        return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=rest)
+        held = {"params": state.params, **state.rest}
+        for role, places in origins.items():
+            loaded = trained(where[role], workdir)
+            for place in places:
+                whole = held
+                for name in place[:-1]:
+                    whole[name] = dict(whole[name])
+                    whole = whole[name]
+                whole[place[-1]] = restore_into(whole[place[-1]], loaded.get("params", loaded), where[role])
+            if role == "init":
+                held |= {
+                    k: restore_into(v, loaded[k], where[role]) for k, v in state.rest.items() if k in loaded
+                }
+        params = held.pop("params")
+        return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=held)
 
     return prepare
+
+
+def trained(where: str, workdir: str) -> Mapping[str, Any]:
+    """A network's weights, ``{'params', ...}`` or its parameters alone: from an earlier stage of the run, a file, a bundle,
+    the last stage of another run, or the 'shipped' model."""
+    path = str(SHIPPED) if where == "shipped" else where
+    codec = os.path.join(workdir, path, VAE)
+    # an autoencoder's file, rather than its checkpoint, which has no statistics of latents
+    if os.path.isfile(codec) and not is_bundle(path):
+        return load_weights(codec)
+    if os.path.isdir(os.path.join(workdir, path, "checkpoints")):
+        return load_ema(workdir, path)
+    if is_bundle(path):
+        return {"params": load_weights(os.path.join(path, MODEL))}
+    if os.path.isfile(os.path.join(path, "config.json")):
+        from jaxvid.pipeline import Pipeline
+
+        return {"params": Pipeline.load(path).engine.params}
+    return load_weights(path)
 
 
 def prefill(stage: Stage, show: Progress) -> None:

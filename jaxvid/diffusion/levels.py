@@ -159,10 +159,7 @@ def fopp_indices(key: Array, batch: int, frames: int, steps: int) -> Array:
     pivot = jax.random.randint(frame_key, (batch,), 0, frames)
     level = jax.random.randint(level_key, (batch,), 0, steps)
     u = jnp.log(jnp.clip(_uniform(walk_key, 2, frames, batch), jnp.finfo(jnp.float32).tiny, 1))
-    # table[n, a] = log C(a + n, n), as a sum of logs: no gamma function, no overflow
-    n = jnp.arange(1, frames + 1, dtype=jnp.float32)[:, None]
-    a = jnp.arange(steps, dtype=jnp.float32)[None]
-    table = jnp.concatenate([jnp.zeros((1, steps), jnp.float32), jnp.cumsum(jnp.log1p(a / n), 0)])
+    table = fopp_log_counts(frames, steps)
 
     def walk(log_u: Array, below: Array, start: Array) -> Array:
         """From `start` downwards: column i is the level i frames away, `below[i]` frames being left under it."""
@@ -187,6 +184,17 @@ def fopp_indices(key: Array, batch: int, frames: int, steps: int) -> Array:
     distance = jnp.arange(frames, dtype=jnp.int32)[None] - pivot[:, None]  # [B, F]
     pick = lambda walked: jnp.take_along_axis(walked.T, jnp.abs(distance), 1)
     return jnp.where(distance < 0, pick(down), pick(up)).astype(jnp.int32)
+
+
+def fopp_log_counts(frames: int, steps: int) -> Float[jax.Array, "n steps"]:
+    """Logs of how many non-decreasing ways there are: row n <= frames, column a, holds log C(a + n, n).
+
+    C(a + f, f) sequences of f + 1 frames end in level a; as many of n - f more frames begin in level steps - 1 - a, at its
+    mirror image. A sum of logs: no gamma function, and nothing overflows.
+    """
+    n = jnp.arange(1, frames + 1, dtype=jnp.float32)[:, None]
+    a = jnp.arange(steps, dtype=jnp.float32)[None]
+    return jnp.concatenate([jnp.zeros((1, steps), jnp.float32), jnp.cumsum(jnp.log1p(a / n), 0)])
 
 
 @dataclasses.dataclass(frozen=True)

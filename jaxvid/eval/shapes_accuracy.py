@@ -28,12 +28,25 @@ def score(frames: np.ndarray, fps: float, captions: Sequence[tuple[int, str | At
     that is not there, or one too many, makes ``count`` wrong, and each attribute of a missing object is wrong.
     Raises InputError for captions that cannot be parsed.
     """
+    return add(counts for _, counts in score_seconds(frames, fps, captions))
+
+
+def score_seconds(
+    frames: np.ndarray,
+    fps: float,
+    captions: Sequence[tuple[int, str | Attributes]],
+    verdicts: Sequence[Mapping] | None = None,
+) -> list[tuple[int, Counts]]:
+    """`score`, second by second: ``[(second, {attribute: (right, total)}), ...]`` of the seconds that are scored.
+
+    verdicts: what `read` says of the video with these spans, if that is known already.
+    """
     told = [(frame / fps, text if isinstance(text, Attributes) else parse(text)) for frame, text in captions]
-    counts = {name: [0, 0] for name in ATTRIBUTES}
     total = len(frames) / fps
     ends = [second for second, _ in told[1:]] + [total]
-    for verdict in read(frames, fps, [second for second, _ in told]):
-        second = verdict["second"]
+    scored = []
+    for verdict in read(frames, fps, [second for second, _ in told]) if verdicts is None else verdicts:
+        second, counts = verdict["second"], {name: [0, 0] for name in ATTRIBUTES}
         if any(second + 1e-6 < border < second + 1 - 1e-6 for border, _ in told):
             continue
         i = max(i for i, (begin, _) in enumerate(told) if begin <= second + 1e-6)
@@ -47,7 +60,8 @@ def score(frames: np.ndarray, fps: float, captions: Sequence[tuple[int, str | At
                 wanted = getattr(look, name)
                 if wanted is not None and (name != "motion" or long):
                     _count(counts, name, found.get(name) == wanted)
-    return {name: (right, total) for name, (right, total) in counts.items()}
+        scored.append((second, {name: (right, all_) for name, (right, all_) in counts.items()}))
+    return scored
 
 
 def add(parts: Iterable[Mapping[str, tuple[int, int]]]) -> Counts:

@@ -94,7 +94,7 @@ class VideoDiT(nn.Module):
         shared = Linear(6 * self.width, ("embed", "mlp"), init=init, name="modulation")(level)
 
         stack = self.stack.clone(parent=self, name="stack")
-        text["span"] = text["span"][:, :: self.patch[0]]
+        text |= {name: text[name][:, :: self.patch[0]] for name in ("span", "early") if name in text}
         h, memory = stack(h, shared.reshape(batch, -1, 6, self.width), text, memory)
 
         last = Linear(2 * self.width, ("embed", "mlp"), init=init, name="last")(level)
@@ -126,7 +126,8 @@ class VideoDiT(nn.Module):
         # Normalised: what one word changes in the mean of a sentence is little.
         mean = normalise((text * weight).sum(2) / jnp.maximum(weight.sum(2), 1))
         pooled = jnp.take_along_axis(mean, span[..., None], 1)
-        return {"text": text, "mask": mask, "span": span}, pooled
+        early = {"early": cond["early_span"]} if "early_span" in cond and cond.get("text") is not None else {}
+        return {"text": text, "mask": mask, "span": span, **early}, pooled
 
 
 def lingen(

@@ -57,12 +57,15 @@ class Pattern(nn.Module):
     remat: bool
 
     @nn.compact
-    def __call__(self, x, memory, level, text):
+    def __call__(self, x, memory, level, text, early):
         layer = nn.remat(Layer) if self.remat else Layer
         after = []
         for i, mixer in enumerate(self.mixers):
+            said = text
+            if early is not None:
+                said = {**text, "span": jnp.where(early[i], text["early"], text["span"])}
             x, m = layer(mixer, self.cross, self.ratio, name=f"layer_{i}")(
-                x, level, text, memory and memory[i]
+                x, level, said, memory and memory[i]
             )
             x = cut_frames(x)
             after.append(m)
@@ -73,6 +76,7 @@ class Stack(nn.Module):
     """A pattern of mixers repeated ``repeats`` times under one scan: compiling costs one pattern.
 
     Memory is a tuple with an entry per mixer of the pattern, stacked along a first axis of length ``repeats``.
+    ``text["early"]`` [B, T], where it is there, takes the place of ``text["span"]`` in the first half of the layers.
     """
 
     mixers: Sequence[nn.Module]
@@ -109,11 +113,15 @@ class Stack(nn.Module):
             Pattern,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, 0),
             out_axes=0,
             length=self.repeats,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
+        early = None
+        if text is not None and "early" in text:
+            layers = self.repeats * len(self.mixers)
+            early = (jnp.arange(layers) < layers // 2).reshape(self.repeats, -1)
         return scanned(self.mixers, self.cross, self.ratio, self.remat, name="pattern")(
-            x, memory, level, text
+            x, memory, level, text, early
         )

@@ -166,6 +166,7 @@ def renoise(schedule: Schedule = RectifiedFlow()) -> Solver:
 
 
 SOLVERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc, "ancestral": ancestral}
+SOLVERS |= {"renoise": renoise}
 
 
 def by_name(name: str, schedule: Schedule = RectifiedFlow()) -> Solver:

@@ -150,4 +150,6 @@ def windowed(network: Network, plan: WindowPlan, weight: Array | None = None) ->
 
 def _over_frames(cut, cond: Cond) -> dict[str, Array]:
     """What is said about frames, cut; what is said about the whole, as it is."""
-    return {name: cut(value) if name in ("span", "given") else value for name, value in cond.items()}
+    return {
+        name: cut(value) if name in ("span", "early_span", "given") else value for name, value in cond.items()
+    }

@@ -94,6 +94,37 @@ def adamw(
     return Optimizer(chain.init, chain.update, schedule)
 
 
+def parts(**optimizers: Any) -> Optimizer:
+    """An optimizer for each part of the parameters, by name: ``parts(student=adamw(..), critic=adamw(..))``.
+
+    A part whose gradient is exactly zero everywhere rests: it stays bit for bit, and so does what its optimizer remembers
+    (Adam would go on by its moments). So parts can take turns. The rate that is told is that of the first one.
+    """
+    if not optimizers:
+        raise InputError("parts of nothing; name an optimizer for each part of the parameters")
+
+    def of(name: str) -> Callable[[Params], Any]:
+        return lambda params: {
+            part: jax.tree.map(lambda _, mine=part == name: mine, tree) for part, tree in params.items()
+        }
+
+    chain = optax.chain(*(optax.masked(resting(one), of(name)) for name, one in optimizers.items()))
+    first = next(iter(optimizers.values()))
+    return Optimizer(chain.init, chain.update, getattr(first, "rate", constant(1.0)))
+
+
+def resting(inner: Any) -> optax.GradientTransformation:
+    """``inner``, but a step whose gradients are all exactly zero changes neither parameters nor its state."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        moves = jnp.stack([jnp.any(leaf != 0) for leaf in jax.tree.leaves(updates)]).any()
+        made, after = inner.update(updates, state, params)
+        made = jax.tree.map(lambda u: jnp.where(moves, u, 0), made)
+        return made, jax.tree.map(lambda new, old: jnp.where(moves, new, old), after, state)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
 def _ramp(step: Any, warmup: int) -> Any:
     # Step 0 moves already: a first step of rate 0 would be lost.
     return (

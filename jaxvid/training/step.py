@@ -61,8 +61,14 @@ def state_sharding(mesh: Mesh, task: Any, optimizer: Any, batch: Any) -> tuple[T
     places = params_sharding(mesh, boxed)
     shapes = jax.eval_shape(lambda k, b: init_state(task, optimizer, k, b), key, batch)
     everywhere = replicated(mesh)
+    hole = lambda leaf: isinstance(leaf, optax.MaskedNode)  # where an optimizer of parts has nothing
     moments = optax.tree_map_params(
-        optimizer, lambda _, place: place, shapes.opt_state, places, transform_non_params=lambda _: everywhere
+        optimizer,
+        lambda moment, place: moment if hole(moment) else place,
+        shapes.opt_state,
+        places,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=hole,
     )
     return shapes, TrainState(
         step=everywhere,

@@ -120,6 +120,25 @@ def test_fopp_against_the_enumerated_law(key):
     assert chi2 < 43.8  # 99.9 % point of chi-square with 19 degrees of freedom
 
 
+def test_fopp_counts_sequences_without_overflow():
+    """How many go on to a level, and from it: printed tables, brute force, and sizes beyond float32."""
+    ending = np.exp(levels.fopp_log_counts(2, 4)).T  # [level, frame]
+    assert np.allclose(ending, [[1, 1, 1], [1, 2, 3], [1, 3, 6], [1, 4, 10]], rtol=1e-5)
+    going_on = ending[::-1, ::-1]
+    assert np.allclose(going_on, [[10, 4, 1], [6, 3, 1], [3, 2, 1], [1, 1, 1]], rtol=1e-5)
+    sequences = list(itertools.combinations_with_replacement(range(4), 3))
+    for frame, level in np.ndindex(3, 4):
+        through = sum(s[frame] == level for s in sequences)
+        assert np.isclose(ending[level, frame] * going_on[level, frame], through, rtol=1e-5)
+    for frames, steps, digits in (
+        (16, 1000, 34.73),
+        (25, 1000, 49.94),
+    ):  # log10 C(steps + frames - 1, frames)
+        found = levels.fopp_log_counts(frames, steps)[frames, steps - 1] / np.log(10)
+        assert abs(float(found) - digits) < 0.01
+    assert 49.94 > np.log10(np.finfo(np.float32).max)
+
+
 def test_fopp_marginals_of_a_longer_clip(key):
     chance = fopp_table(5, 5)
     drawn = np.asarray(indices(key, 20_000, 5, 5))
@@ -190,6 +209,15 @@ def test_masks_of_completion(key):
     assert draw(given.Every(2), key, 1, 5).tolist() == [[True, False] * 2 + [True]]
     one = np.asarray(draw(given.One(), key, 4000, 5))
     assert np.all(one.sum(1) == 1) and np.allclose(one.mean(0), 0.2, atol=0.03)
+    # VDT's six tasks in time, evenly: predict, backward, interpolate, nothing, one frame, some frames
+    tasks = (given.First(3), given.Last(3), given.Every(4), given.Nothing(), given.One(), given.Chance(0.2))
+    mixed = np.asarray(draw(levels.Mix(tasks), key, 6000, 8))
+    forward, backward, nothing = (
+        np.all(mixed == np.asarray(draw(task, key, 1, 8)), 1).mean()
+        for task in (tasks[0], tasks[1], tasks[3])
+    )
+    assert abs(forward - 1 / 6) < 0.02 and abs(backward - 1 / 6) < 0.02
+    assert abs(nothing - (1 + 0.8**8) / 6) < 0.03  # and when by chance no frame is drawn
     some = np.asarray(draw(given.Chance(0.1), key, 4000, 8))
     assert abs(some.mean() - 0.1) < 0.01
     both = np.asarray(draw(given.PastFuture(2, 1), key, 4000, 6))

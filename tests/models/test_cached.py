@@ -10,6 +10,7 @@ import pytest
 from jaxvid.diffusion.context import teacher_forced
 from jaxvid.models.video_dit import VideoDiT
 from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.types import InputError
 
@@ -19,6 +20,7 @@ MIXERS = {
     "all": (Attention(head=8, causal=True, window=FRAMES, block=BLOCK),),
     "window": (Attention(head=8, causal=True, window=3, block=BLOCK),),
     "sink": (Attention(head=8, causal=True, window=2, sink=1, block=BLOCK),),
+    "far": (LongShort(head=8, window=2, past=3, pool=2, block=BLOCK),),
     "state": (Mamba(order=0, causal=True, review=None, head=8, state=4, chunk=8),),
 }
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -76,7 +78,7 @@ def test_forgetting_is_not_truncating():
     assert np.abs(whole - moved).max() > 1e-5
 
 
-@pytest.mark.parametrize("name", ["window", "sink"])
+@pytest.mark.parametrize("name", ["window", "sink", "far"])
 def test_one_pass_of_teaching_is_cached_generation_of_every_block(name):
     """The clean video and its noisy copy in one sequence: noisy blocks see the clean ones before them, and themselves."""
     model, run = made(MIXERS[name])
@@ -91,6 +93,31 @@ def test_one_pass_of_teaching_is_cached_generation_of_every_block(name):
         cached, _ = run(NOISY[:, here], level[:, here], jnp.zeros((B, BLOCK), bool), memory)
         np.testing.assert_allclose(once[:, here], cached, atol=1e-5)
         _, memory = run(CLEAN[:, here], 0 * level[:, here], jnp.ones((B, BLOCK), bool), memory)
+
+
+def test_the_past_is_remembered_once_for_all_steps():
+    """Keys and values of clean frames do not depend on what is being denoised behind them, nor on its level, bit for bit;
+    where frames see the future they would."""
+    mixers = MIXERS["all"]
+    model, run = made(mixers)
+    given = jnp.broadcast_to(jnp.arange(FRAMES)[None] < BLOCK, (B, FRAMES))
+    held = given[..., None, None, None]
+
+    def remembered(noise, t):
+        x, level = jnp.where(held, CLEAN, noise), jnp.where(given, 0, t)
+        memory = run(x, level, given, model.init_memory(B, H, W))[1]
+        return [np.asarray(memory[0][name])[:, :, : BLOCK * H * W] for name in ("k", "v")]
+
+    early, late = remembered(NOISY, jnp.ones_like(T)), remembered(-NOISY, 0.1 * T)
+    for one, other in zip(early, late, strict=True):
+        assert np.array_equal(one, other) and np.abs(one).max() > 0.1
+    both_ways = (Attention(head=8),)
+    _, see = made(both_ways)
+    past = [
+        see(jnp.where(held, CLEAN, noise), jnp.where(given, 0, T), given, None)[0][:, :BLOCK]
+        for noise in (NOISY, -NOISY)
+    ]
+    assert np.abs(past[0] - past[1]).max() > 1e-3
 
 
 def test_what_cannot_be_taught_is_refused():

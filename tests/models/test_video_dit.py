@@ -13,6 +13,7 @@ from jaxvid.models.text_to_video import TextToVideo
 from jaxvid.models.video_dit import VideoDiT, dit, dit_4b, lingen, lingen_4b
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.mamba import Mamba
+from jaxvid.nn.mixers.window import Window
 from jaxvid.types import InputError
 
 B, T, H, W, C, L = 2, 4, 4, 6, 3, 7
@@ -96,6 +97,33 @@ def test_spans_that_share_a_caption_are_one_span(model):
     twice = cond | {"text": cond["text"].at[:, 1].set(cond["text"][:, 0])}
     once = {"text": cond["text"][:, :1], "text_mask": cond["text_mask"][:, :1]}
     np.testing.assert_allclose(run(params, x, t, twice)[0], run(params, x, t, once)[0], atol=1e-5)
+
+
+def test_early_layers_may_hear_another_caption():
+    """In the first half of the depth `early_span` takes the place of `span`; the same spans are the same answer."""
+    model = VideoDiT(
+        mixers=(Window((1, 2, 2), head=8),),
+        repeats=2,
+        width=16,
+        head=8,
+        channels=3,
+        patch=(1, 1, 1),
+        text_width=16,
+    )
+    x, t, cond = inputs()
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), x, t, cond))
+    params = jax.tree.map(lambda a: a + 0.1 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), params)
+    run = jax.jit(lambda params, cond: model.apply(params, x, t, cond)[0])
+    other = {**cond, "early_span": 1 - cond["span"]}
+    plain, same = run(params, cond), run(params, {**cond, "early_span": cond["span"]})
+    np.testing.assert_allclose(plain, same, atol=1e-6)
+    assert np.abs(plain - run(params, other)).max() > 1e-3
+    for layer, hears in ((0, False), (1, True)):  # one layer after the other is deaf to captions
+        deaf = jax.tree_util.tree_map_with_path(
+            lambda path, a, n=layer: a.at[n].set(0) if "'cross'" in str(path) and "'out'" in str(path) else a,
+            params,
+        )
+        assert (np.abs(run(deaf, cond) - run(deaf, other)).max() > 1e-3) == hears
 
 
 def test_a_causal_model_streams():

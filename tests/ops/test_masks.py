@@ -68,6 +68,14 @@ def test_skip_causal_hides_the_own_clean_copy():
         assert got[i, j] == want
 
 
+def test_printed_rows():
+    """Blocks of two frames (Ca2-VDM, CausVid), single ones (FAR), and clean blocks beside noisy ones (ACDiT)."""
+    rows = lambda mask, n: ["".join("01"[int(v)] for v in row) for row in np.asarray(mask.dense(n, n))]
+    assert rows(masks.block_causal(2), 6) == "110000 110000 111100 111100 111111 111111".split()
+    assert rows(masks.block_causal(1), 3) == "100 110 111".split() == rows(masks.causal(), 3)
+    assert rows(masks.skip_causal(1, clean=3), 6) == "100000 110000 111000 000100 100010 110001".split()
+
+
 def test_segments_by_batch_and_lifted():
     q_ids, k_ids = jnp.array([[0, 0, 1], [2, 1, 1]]), jnp.array([[0, 1, 1, 2], [1, 1, 2, 2]])
     want = np.asarray(q_ids)[:, None, :, None] == np.asarray(k_ids)[:, None, None, :]

@@ -61,6 +61,9 @@ def test_printed_matrices():
     want = "1000 2000 3100 4200 5310 6420 6531 6642 6653 6664 6665"
     assert digits(plan.k) == want.split()
     assert digits(plan.update) == "1000 1000 1100 1100 1110 0110 0111 0011 0011 0001 0001".split()
+    # AR-Diffusion, and FIFO-Diffusion, call a finished frame S, not S + 1
+    ends_in_s = "1000 2000 3100 4200 5310 5420 5531 5542 5553 5554 5555"
+    assert digits(np.minimum(plan.k, 5)) == ends_in_s.split()
     assert digits(make_level_plan(4, 5, 0).k) == "1111 2222 3333 4444 5555".split()
     whole = "100 200 300 410 420 430 441 442 443".split()
     assert digits(make_level_plan(3, 3, 3).k) == whole == digits(make_level_plan(3, 3, 5).k)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvid.diffusion.schedule import over_frames
+from jaxvid.diffusion.schedule import RectifiedFlow, over_frames
 from jaxvid.sampling import plan as plans
 from jaxvid.sampling import sample as loop
 from jaxvid.sampling import solvers
@@ -45,6 +45,22 @@ def test_slices_of_rows_are_the_whole_bit_for_bit(name, setting):
     assert run._cache_size() == 3  # whole, single rows, three rows: no weak type doubles them
     alone = jax.jit(lambda x: loop.sample(mixing, solver, plan, times, x, keys=keys))(x)
     assert np.allclose(alone, whole.x, atol=1e-6)
+
+
+def test_without_a_lag_it_is_the_plain_sampler(setting):
+    _, times, x = setting
+    made = jax.jit(lambda x: loop.sample(mixing, solvers.euler(), plans.make_level_plan(6, 5, 0), times, x))(
+        x
+    )
+
+    @jax.jit
+    def step(x, now, after):
+        now, after = (jnp.full(x.shape[:2], t) for t in (now, after))
+        return solvers.move(RectifiedFlow(), x, mixing(x, now)[0], now, after)
+
+    for n in range(5):
+        x = step(x, times[n + 1], times[n + 2])
+    np.testing.assert_allclose(made, x, atol=1e-6)
 
 
 def test_given_frames_are_shown_clean_and_never_changed(setting):

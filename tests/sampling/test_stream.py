@@ -21,6 +21,8 @@ def test_chunks_of_skyreels(frames, count, last):
     starts = stream.chunk_starts(frames, 25, 5)
     assert len(starts) == count and frames - starts[-1] == last
     assert stream.chunk_starts(10, 25, 5) == [0]
+    for count in range(1, 6):  # FVDM: windows of 16 that are shown 8 frames
+        assert len(stream.chunk_starts(16 + 8 * (count - 1), 16, 8)) == count
 
 
 def test_a_sliding_window_as_printed():

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvid.sampling import windows
+from jaxvid.diffusion.process import Process
+from jaxvid.diffusion.schedule import RectifiedFlow
+from jaxvid.sampling import plan as plans
+from jaxvid.sampling import sample as loop
+from jaxvid.sampling import solvers, windows
 from jaxvid.sampling.windows import partitions, pyramid, random_cuts, window_plan, windowed
 from jaxvid.types import InputError
 
@@ -83,6 +89,35 @@ def test_windows_are_called_with_their_levels_and_captions():
     # one window is the network itself, bit for bit
     whole = jax.jit(lambda *a: windowed(net, window_plan(10, 10, 4))(*a)[0])(x, t, cond)
     assert np.array_equal(whole, jax.jit(net)(x, t, cond, None)[0])
+
+
+def test_blended_predictions_are_blended_next_steps():
+    """Gen-L-Video averages what each window's step leads to; with Euler that is a step along the averaged prediction."""
+    x, weight = jax.random.normal(jax.random.key(0), (1, 10, 3)), window_plan(10, 4, 3, "uniform")
+    times = plans.time_table(5)
+    process, schedule = Process(), RectifiedFlow()
+    cond = {"text": jnp.zeros((1, 1)), "span": jnp.zeros((1, 10), jnp.int32)}
+    denoise = process.denoiser(windowed(net, weight), cond)
+    made = loop.sample(denoise, solvers.euler(), plans.together(5, 10), times, x)
+    for now, after in itertools.pairwise(times[1:]):
+        total = 0
+        for start, w in zip(weight.start, weight.weight, strict=True):
+            here = slice(start, start + 4)
+            t = jnp.full((1, 4), now)
+            part = {**cond, "span": cond["span"][:, here]}
+            x0 = process.denoiser(net, part)(x[:, here], t)[0]
+            step = solvers.move(schedule, x[:, here], x0, t, jnp.full((1, 4), after))
+            total = total + jnp.zeros(x.shape).at[:, here].set(w[None, here, None] * step)
+        x = total
+    assert np.allclose(made, x, atol=1e-5)
+
+
+def test_lengths_of_chained_windows():
+    """n windows with an overlap of O cover n (W - O) + O frames, and no window reaches beyond them."""
+    for window, overlap, count in ((24, 8, 4), (112, 32, 3), (16, 8, 5)):
+        frames = count * (window - overlap) + overlap
+        starts = windows.window_starts(frames, window, window - overlap)
+        assert len(starts) == count and starts[-1] + window == frames
 
 
 def test_a_network_that_does_not_mix_frames_ignores_windows():

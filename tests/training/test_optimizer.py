@@ -2,9 +2,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxvid.training.optimizer import adamw, constant, cosine, decays, linear, wsd
+from jaxvid.training.optimizer import adamw, constant, cosine, decays, linear, parts, wsd
 from jaxvid.types import InputError
 
 SCHEDULES = [
@@ -69,3 +70,23 @@ def test_gradients_are_clipped_together():
 def test_settings_that_cannot_train(wrong):
     with pytest.raises(InputError):
         wrong()
+
+
+def test_parts_take_turns_and_rest():
+    """A part whose gradient is zero stays bit for bit, though Adam's moments would carry it on; the other goes as alone."""
+    params = {"one": {"kernel": jnp.ones((2, 2))}, "two": {"kernel": jnp.full((2, 2), 3.0)}}
+    both, alone = parts(one=adamw(1e-2), two=adamw(1e-1)), adamw(1e-2)
+    state, single, solo = both.init(params), alone.init(params["one"]), params["one"]
+    for turn in ("one", "two", "two", "one"):
+        grads = {name: {"kernel": jnp.full((2, 2), 0.3 * (name == turn))} for name in params}
+        updates, state = both.update(grads, state, params)
+        after = optax.apply_updates(params, updates)
+        for name in params:
+            rests = np.array_equal(after[name]["kernel"], params[name]["kernel"])
+            assert rests == (name != turn)
+        params = after
+        if turn == "one":
+            updates, single = alone.update(grads["one"], single, solo)
+            solo = optax.apply_updates(solo, updates)
+    np.testing.assert_allclose(params["one"]["kernel"], solo["kernel"], rtol=1e-6)
+    assert both.rate(0) == alone.rate(0)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxvid.sharding import make_mesh, put_batch
+from jaxvid.training.optimizer import parts as apart
 from jaxvid.training.step import make_eval_step, make_init, make_train_step, state_sharding
 from jaxvid.types import InputError, Video
 from tests.training.tiny import TinyTask, tiny_data, tiny_optimizer
@@ -42,6 +45,34 @@ def test_the_shapes_foretold_are_those_made(made):
     jax.tree.map(
         lambda s, x: (s.shape, s.dtype) == (x.shape, x.dtype) or pytest.fail(f"{s} {x}"), shapes, state
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTask:
+    """Two networks of which neither knows the other."""
+
+    one: TinyTask = TinyTask()
+
+    def init(self, key, batch):
+        made = dict(self.one.init(key, batch))
+        return {**made, "params": dict.fromkeys(("left", "right"), made["params"])}
+
+    def loss(self, variables, batch, key):
+        return self.one.loss({**variables, "params": variables["params"]["left"]}, batch, key)
+
+
+def test_parts_have_moments_where_their_parameters_lie(made):
+    """An optimizer for each part: the one that learns moves, the one whose gradient is zero rests."""
+    mesh, batch = made[0], made[3]
+    task, optimizer = TwoTask(), apart(left=tiny_optimizer(), right=tiny_optimizer())
+    shapes, shardings = state_sharding(mesh, task, optimizer, batch)
+    assert len(jax.tree.leaves(shardings)) == len(jax.tree.leaves(shapes))
+    state = make_init(task, optimizer, mesh, shardings)(jax.random.key(0), batch)
+    before = host(state.params)
+    state, _ = make_train_step(task, optimizer, mesh, shardings)(state, batch)
+    same(before["right"], state.params["right"])
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before["left"], host(state.params["left"]))
+    assert max(jax.tree.leaves(moved)) > 0
 
 
 def test_learning_lowers_the_loss_and_compiles_once(made):

@@ -35,6 +35,16 @@ def remembered(setting: Setting) -> Method:
     return Method(made.segments, made.window, remembers=len(made.segments) > 1)
 
 
+def far(setting: Setting) -> Method:
+    """Chunk after chunk; the past is the model's memory, near frames whole and far ones coarse."""
+    return remembered(setting)
+
+
+def student(setting: Setting, *, overlap: int = -1) -> Method:
+    """A distilled model in a few steps, noised afresh between them; over one window's length as in `rollout`."""
+    return rollout(setting, overlap=overlap)
+
+
 def skyreels(
     setting: Setting, *, overlap: int = -1, add_noise: float = 0.02, ar_step: int = 0, block: int = 1
 ) -> Method:

@@ -43,6 +43,8 @@ class Method:
                each segment (None: all)
     scheme     levels at which given frames are shown, with weights (`guidance.history`); (): clean
     tail       whether a frame that enters takes the low frequencies of the one before it
+    injects    (first, second) shares of the steps: before the first and from the second on, the early layers of the network
+               are told the last caption of a story on all frames; None: never
     remembers  whether a causal model's memory goes from segment to segment
     """
 
@@ -55,6 +57,7 @@ class Method:
     edited: int | None = None
     scheme: Scheme = ()
     tail: bool = False
+    injects: tuple[float, float] | None = None
     remembers: bool = False
 
     @property
@@ -88,6 +91,7 @@ class Entry:
     calls     network calls for each latent frame, in words
     nearest   methods to use instead where the model lacks something, the nearest first
     reference the paper
+    solver    the one solver that it works with, or None
     """
 
     make: Callable[..., Method]
@@ -96,6 +100,7 @@ class Entry:
     calls: str
     nearest: tuple[str, ...]
     reference: str
+    solver: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:

@@ -33,11 +33,20 @@ def blend(setting: Setting, *, window: int = -1, overlap: int = -1) -> Method:
     return _whole(setting, windows=_several(plan), cuts=len(plan.start) > 1)
 
 
-def freenoise(setting: Setting, *, window: int = -1, stride: int = 4) -> Method:
-    """Noise that repeats in shuffled groups, and temporal attention fused over windows."""
+def freenoise(setting: Setting, *, window: int = -1, stride: int = 4, inject: bool = True) -> Method:
+    """Noise that repeats in shuffled groups, and temporal attention fused over windows.
+
+    `inject` (of motion): the early half of the layers hears a story's last caption on all frames, but for the steps between
+    a tenth and three tenths of the way.
+    """
     size = _size(setting, window)
     stride = min(stride, size)
-    return _whole(setting, numbers=_shuffled(setting, size, stride), edit=WindowFusion(size, stride))
+    return _whole(
+        setting,
+        numbers=_shuffled(setting, size, stride),
+        edit=WindowFusion(size, stride),
+        injects=(0.1, 0.3) if inject else None,
+    )
 
 
 def freelong(setting: Setting, *, window: int = -1, space: float = 0.25, time: float = 0.25) -> Method:

@@ -2,7 +2,8 @@
 """The methods by name: what each needs of a model, what it costs, and where it comes from.
 
 Traits of a model are 'bidirectional' or 'causal', 'temporal attention' (which can be edited), 'attention memory' (a queue of
-keys and values) and 'state memory' (a scan's state). Costs: S steps, W the window, O its overlap, F latent frames.
+keys and values), 'long memory' (the same, with a coarse past), 'state memory' (a scan's state) and 'few-step weights' (a
+student's). Costs: S steps, W the window, O its overlap, F latent frames.
 """
 
 from __future__ import annotations
@@ -107,6 +108,14 @@ METHODS: dict[str, Entry] = {
         ("mamba-state", "rollout"),
         "Gao et al. (Ca2-VDM), arXiv 2411.16375",
     ),
+    "far": Entry(
+        chunks.far,
+        ("causal", "long memory"),
+        "constant",
+        "(S + 1) / W",
+        ("causal-kv", "mamba-state", "rollout"),
+        "Gu et al. (FAR), arXiv 2503.19325",
+    ),
     "mamba-state": Entry(
         chunks.remembered,
         ("causal", "state memory"),
@@ -114,6 +123,15 @@ METHODS: dict[str, Entry] = {
         "(S + 1) / W",
         ("causal-kv", "rollout"),
         "Dao & Gu (Mamba-2), arXiv 2405.21060",
+    ),
+    "student": Entry(
+        chunks.student,
+        ("few-step weights",),
+        "constant",
+        "S / (W - O), S = 4",
+        ("causal-kv", "mamba-state", "rollout"),
+        "Huang et al. (Self Forcing), arXiv 2506.08009; Yin et al. (CausVid), arXiv 2412.07772",
+        solver="renoise",
     ),
 }
 

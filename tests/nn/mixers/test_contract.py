@@ -13,6 +13,7 @@ import pytest
 
 import jaxvid.nn.mixers
 from jaxvid.nn.mixers.attention import Attention
+from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.nn.mixers.mate import mate
 from jaxvid.nn.mixers.temporal import Temporal
@@ -34,6 +35,8 @@ CAUSAL = {
     "attention": Attention(causal=True, window=3, head=8),
     "attention block": Attention(causal=True, window=4, block=2, head=8),
     "attention sink": Attention(causal=True, window=1, sink=2, head=8),
+    "long and short": LongShort(head=8, window=1, past=3, pool=1),
+    "long and short block": LongShort(head=8, window=2, past=2, pool=2, block=2),
     "attention sink block": Attention(causal=True, window=2, sink=1, block=2, head=8),
 }
 

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A student of the shipped model that makes videos in four steps and without guidance.
+
+    python -m experiments.run --config=configs/shapes_student.py --workdir=runs/shapes_student
+
+First it learns to go to the end of its teacher's guided trajectories (consistency), then what it makes in four steps is
+matched with what its teacher would make (DMD on its own roll-outs). For another teacher than the shipped model:
+`--config.stages.consistency.teacher=DIR`, and the same for `matching`. Not trained yet; no figures.
+"""
+
+from configs.shapes import get_config as shapes
+from jaxvid.config import call
+from jaxvid.diffusion.given import First, Nothing, Prefix
+from jaxvid.diffusion.levels import Density, Mix, OnePerClip
+from jaxvid.training.distill import ConsistencyTask, MatchingTask
+from jaxvid.training.loop import Settings
+from jaxvid.training.optimizer import adamw, cosine, parts
+
+STEPS, SHIFT = 4, 5.0  # the student's ladder
+
+
+def get_config():
+    c = shapes()
+    backbone = c.stages.backbone
+    del c.stages["backbone"]
+    network = dict(model=backbone.task.model, process=backbone.task.process)
+    serve = backbone.serve  # how the teacher is sampled
+    given = call(Mix, samplers=(call(Nothing), call(First), call(Prefix)), weights=(6.0, 1.5, 2.5))
+    c.order = ("consistency", "matching")
+
+    s = backbone.copy_and_resolve_references()
+    s.teacher = "shipped"
+    s.task = call(
+        ConsistencyTask,
+        **network,
+        steps=serve.steps,
+        shift=serve.shift,
+        guidance=serve.guidance,
+        corner=0.03,
+        given=given,
+    )
+    s.optimizer = call(adamw, rate=call(cosine, peak=2e-4, steps=3000, warmup=100), decay=0.0, clip=1.0)
+    s.train = call(Settings, steps=3000, ema=0.998, log_every=50, save_every=500, save_minutes=4.0)
+    s.serve = dict(steps=STEPS, shift=SHIFT, guidance=1.0, solver="renoise", method="student", seconds=4.0)
+    c.stages.consistency = s
+
+    m = s.copy_and_resolve_references()
+    m.init = "consistency"
+    m.task = call(
+        MatchingTask,
+        **network,
+        steps=STEPS,
+        shift=SHIFT,
+        guidance=serve.guidance,
+        levels=call(OnePerClip, density=call(Density, shift=SHIFT)),
+        given=given,
+        every=6,
+    )
+    m.optimizer = call(
+        parts,
+        student=call(adamw, rate=call(cosine, peak=2e-5, steps=200, warmup=10), b1=0.0, decay=0.0, clip=1.0),
+        critic=call(adamw, rate=call(cosine, peak=1e-4, steps=1000, warmup=50), b1=0.0, decay=0.0, clip=1.0),
+    )
+    m.train = call(Settings, steps=1200, ema=0.99, log_every=50, save_every=200, save_minutes=4.0)
+    c.stages.matching = m
+    return c
