@@ -62,7 +62,9 @@ def export(path, target, layout: str, largest: int = SHARD_BYTES) -> Iterator[st
             arrays = convert_back(leaves, ours, origin["part"], layout)
             stats = stored_stats(path, bundle) if name == "vae" else {}
             kept = dict(origin.get("config") or {}) if origin["layout"] == layout else {}
-            config = kept | {k: v for k, v in _config(name, node, stats, told, layout).items() if k not in kept}
+            config = kept | {
+                k: v for k, v in _config(name, node, stats, told, layout).items() if k not in kept
+            }
             _write(aside, name, node, arrays, config, layout, largest)
             yield f"{name}: {len(arrays)} arrays, {layout} layout"
         _beside(path, aside, told, layout, networks)
