@@ -16,6 +16,10 @@ and, a stage that learns latents, also
     latents    dict(size=None, batch=8, prefill=True, dir=None): the cache of latents
     samples    dict(prompts=(...), seconds=2.0, extend=0): videos made from the average while training
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
+    text       the directory of an imported bundle, whose frozen text encoder makes of captions what the network is
+               told: then ``init`` may be that bundle too, and the result is one (`jaxvid.cli.tuned`)
+    blank      dict(codec=call(...), text=4096): what codec and text are like before their directories are there, for
+               jaxvid plan and --dry_run
 
 while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured (0: it
 stays what it was at the start), and ``weigh``, the greatest spread of a channel where spreads follow what channels do
@@ -34,12 +38,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxvid.cli import train_samples
+from jaxvid.cli import train_samples, tuned
+from jaxvid.cli.captions import Blank, Captions
 from jaxvid.cli.codec import Codec, with_statistics, write_text
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
-from jaxvid.io.bundle import SPEC, VAE
+from jaxvid.io.bundle import SPEC, VAE, is_bundle
 from jaxvid.io.checkpoint import Checkpoints, load_ema
 from jaxvid.io.weights import load_weights, restore_into
 from jaxvid.sharding import put_batch
@@ -50,6 +55,7 @@ from jaxvid.types import InputError
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
 OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
+OPTIONAL += ("text", "blank")
 
 
 @dataclasses.dataclass
@@ -69,6 +75,7 @@ class Stage:
     codec: Codec | None
     buckets: tuple[Any, ...]
     fps: float
+    captions: Captions | Blank | None = None  # what captions go through before they come to the network
 
     def batches(self, source: Any, count: int) -> list[Any]:
         """So many batches from all over a source, in the first bucket, the same every time."""
@@ -77,7 +84,14 @@ class Stage:
             k: self.node.data[k] for k in ("text_length", "spans", "frames_multiple") if k in self.node.data
         }
         return list(
-            fixed_batches(Spread(source, count * bucket.batch), bucket, count, fps=self.fps, **options)
+            fixed_batches(
+                Spread(source, count * bucket.batch),
+                bucket,
+                count,
+                fps=self.fps,
+                encode=self.captions,
+                **options,
+            )
         )
 
 
@@ -138,11 +152,37 @@ def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
 
         source = latents(raw, options.get("size"))
         held_out = None if raw_held_out is None else latents(raw_held_out, held_size)
+    captions = make_captions(name, node, cache)
+    more: dict[str, Any] = {} if captions is None else {"encode": captions}
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    data = build(node.data, None, source=source, buckets=buckets, **processes)
+    data = build(node.data, None, source=source, buckets=buckets, **processes, **more)
     return Stage(
-        name, node, task, optimizer, settings, data, raw, source, held_out, raw_held_out, codec, buckets, fps
+        name,
+        node,
+        task,
+        optimizer,
+        settings,
+        data,
+        raw,
+        source,
+        held_out,
+        raw_held_out,
+        codec,
+        buckets,
+        fps,
+        captions,
     )
+
+
+def make_captions(name: str, node: Any, cache: str) -> Captions | Blank | None:
+    """What captions go through; zeros before the directory is there, where the config says of which width."""
+    where, length = node.get("text"), int(node.data.get("text_length", 96))
+    if not where:
+        return None
+    if not os.path.exists(where) and node.get("blank"):
+        return Blank(length, int(node.blank["text"]))
+    options = dict(node.get("latents") or {})
+    return Captions(where, options.get("dir") or cache, length)
 
 
 def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
@@ -180,8 +220,9 @@ def train_stage(
     """Trains a stage in WORKDIR/NAME; returns the result and what there is to report of it."""
     folder = os.path.join(workdir, stage.name)
     with Checkpoints(os.path.join(folder, "checkpoints"), stage.settings.keep) as checkpoints:
-        if stage.codec is not None:
+        if stage.codec is not None and stage.captions is None:
             write_text(os.path.join(folder, SPEC), to_json(train_samples.pipeline_spec(stage)))
+        if stage.codec is not None:
             prefill(stage, show)
         followers = [TensorBoard(os.path.join(folder, "tensorboard"))]
         if trackers.get("wandb"):
@@ -217,6 +258,8 @@ def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | 
         return None
 
     def prepare(state: TrainState) -> TrainState:
+        if is_bundle(begin):
+            return tuned.begin(state, begin)
         codec = os.path.join(workdir, begin, VAE)
         if os.path.isfile(codec):  # rather than its checkpoint, which has no statistics of latents
             loaded = load_weights(codec)
@@ -238,6 +281,12 @@ def prefill(stage: Stage, show: Progress) -> None:
     batch = int(options.get("batch", 8))
     if options.get("prefill", True):
         stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
+        if stage.captions is not None:
+            for index in range(len(stage.source)):
+                for shape in shapes:
+                    for _, text in stage.source.clip(index, shape).captions:
+                        stage.captions(text)
+            stage.captions.release()
     if stage.held_out is not None:
         count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
         spread = Spread(stage.held_out, count)
@@ -251,7 +300,7 @@ def sampler(
     stage: Stage, folder: str, tracker: Any, say: Callable[[str], None]
 ) -> Callable[[TrainState, int], None] | None:
     """Pictures of how far the stage is, in FOLDER/samples; None for models that are neither autoencoder nor backbone."""
-    if stage.codec is None and not is_autoencoder(stage):
+    if stage.captions is not None or (stage.codec is None and not is_autoencoder(stage)):
         return None
     os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
     if stage.codec is None:

@@ -55,5 +55,7 @@ done = True; thread.join()
 print(most / 1e6, time.time() - start)
 """
     gigabytes, seconds = map(float, run_python(code, timeout=900).splitlines()[-1].split())
-    print(f"at most {gigabytes:.2f} GB of memory beside the pages of files, {seconds:.0f} s")  # pytest -rP shows it
+    print(
+        f"at most {gigabytes:.2f} GB of memory beside the pages of files, {seconds:.0f} s"
+    )  # pytest -rP shows it
     assert gigabytes < 4
