@@ -57,6 +57,26 @@ def test_ours_is_theirs(name):
         assert {what for _, what in found} >= {"out/decoded_z2 streamed", "out/mean streamed"}
 
 
+@pytest.mark.parametrize("steps", [5, 12, 30])
+def test_unipc_is_theirs(steps):
+    """The solver that the families are published with, on diffusers' levels."""
+    from jaxvid.sampling.plan import together
+    from jaxvid.sampling.sample import sample
+    from jaxvid.sampling.solvers import unipc
+
+    with np.load(REFERENCES / "unipc.npz") as file:
+        x, a, sigmas, y = (file[name] for name in ("x", "a", f"{steps}/sigmas", f"{steps}/y"))
+
+    def denoise(x, t, memory=None):
+        t = t[..., None]
+        return x - t * (jnp.tanh(x @ a) * (0.5 + t) + 0.3 * x), memory
+
+    times = np.concatenate([[1.0], sigmas]).astype(np.float32)
+    with jax.default_matmul_precision("highest"):
+        ours = sample(denoise, unipc(), together(steps, 2), times, jnp.asarray(x))
+    np.testing.assert_allclose(ours, y, atol=2e-6)
+
+
 def test_the_norm_of_a_nearly_constant_token_has_the_right_epsilon():
     """At a variance of 1e-6 another epsilon is off by more than 1; outputs hardly show it, so the norm has a gate itself."""
     for eps in (1e-5, 1e-8):
