@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -281,12 +281,7 @@ def prefill(stage: Stage, show: Progress) -> None:
     batch = int(options.get("batch", 8))
     if options.get("prefill", True):
         stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
-        if stage.captions is not None:
-            for index in range(len(stage.source)):
-                for shape in shapes:
-                    for _, text in stage.source.clip(index, shape).captions:
-                        stage.captions(text)
-            stage.captions.release()
+        keep_captions(stage, stage.source, range(len(stage.source)), shapes)
     if stage.held_out is not None:
         count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
         spread = Spread(stage.held_out, count)
@@ -294,6 +289,17 @@ def prefill(stage: Stage, show: Progress) -> None:
         stage.held_out.prefill(
             shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, "latents")
         )
+        keep_captions(stage, stage.held_out, indices, shapes[:1])
+    if stage.captions is not None:
+        stage.captions.release()
+
+
+def keep_captions(stage: Stage, source: Any, indices: Iterable[int], shapes: Iterable[Any]) -> None:
+    """Encodes the captions of clips that are in the cache of latents already."""
+    for shape in shapes if stage.captions is not None else ():
+        for index in indices:
+            for _, text in source.clip(index, shape).captions:
+                stage.captions(text)
 
 
 def sampler(

@@ -92,7 +92,7 @@ def collate(
 def _encoded(samples: Sequence[Sample], count: int, encode: Callable) -> dict[str, np.ndarray]:
     """Rows of all captions, [B, count, L, D]; places without a caption are zeros."""
     made = [[encode(text) for _, text in sample.captions] for sample in samples]
-    rows, mask = next(pair for row in [*made, [encode("")]] for pair in row)
+    rows, mask = next((pair for row in made for pair in row), None) or encode("")
     text = np.zeros((len(samples), count, *rows.shape), np.float32)
     known = np.zeros((len(samples), count, *mask.shape), bool)
     for row, pairs in enumerate(made):
