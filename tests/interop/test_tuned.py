@@ -32,7 +32,7 @@ def get_config():
     task.model = call(WanDiT, width=64, layers=3, hidden=160, head=32, text_width=48, level_channels=64)
     s.optimizer.rate.peak, s.optimizer.rate.warmup = 1e-2, 1
     s.train.steps, s.train.ema, s.evaluate.batches, s.held_out = 3, 0.0, 1, None
-    s.blank.text = 48
+    s.blank.text, s.blank.codec.base = 48, 8
     if "rank" in s.task:
         s.task.rank = 2
     return c
