@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An imported directory back to where its weights came from: diffusers' layout or the authors', bit for bit.
 
-A config that was imported from the same layout is written as it was; one that was not is made from the network's sizes.
+A config that was imported from the same layout is written as it was, and what it leaves out is filled in from the network's
+sizes; of another layout all of it is.
 """
 
 from __future__ import annotations
@@ -61,9 +62,10 @@ def export(path, target, layout: str, largest: int = SHARD_BYTES) -> Iterator[st
             arrays = convert_back(leaves, ours, origin["part"], layout)
             stats = stored_stats(path, bundle) if name == "vae" else {}
             kept = dict(origin.get("config") or {}) if origin["layout"] == layout else {}
-            _write(
-                aside, name, node, arrays, kept or _config(name, node, stats, told, layout), layout, largest
-            )
+            config = kept | {
+                k: v for k, v in _config(name, node, stats, told, layout).items() if k not in kept
+            }
+            _write(aside, name, node, arrays, config, layout, largest)
             yield f"{name}: {len(arrays)} arrays, {layout} layout"
         _beside(path, aside, told, layout, networks)
         os.chmod(aside, 0o755)

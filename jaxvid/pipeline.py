@@ -80,7 +80,8 @@ class Pipeline:
             card = card.read_text(encoding="utf-8") if card.is_file() else ""
             return cls(*load_bundle(path), card=card, folder=path)
         if (path / "config.json").is_file():
-            return cls(*_load_run(path))
+            tuned = sorted(path.glob(f"*/bundle/{SPEC}"))  # what a run leaves that tuned an imported bundle
+            return cls.load(tuned[-1].parent) if tuned else cls(*_load_run(path))
         raise InputError(
             f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path"
         )

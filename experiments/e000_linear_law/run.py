@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.page import write
 from jaxvid.eval.flops import Flops, count_flops
 from jaxvid.models.video_dit import VideoDiT, dit, dit_4b, lingen, lingen_4b
 from jaxvid.ops.pick import use
@@ -29,7 +30,6 @@ PRESETS = {
     "small": ({"LinGen": lingen, "DiT": dit}, (64, 128, 256), 8, 64),
     "large": ({"LinGen-4B": lingen_4b, "DiT-4B": dit_4b}, (34, 68, 136), 64, 512),
 }
-BEGIN, END = "<!-- e000_linear_law: begin -->", "<!-- e000_linear_law: end -->"
 
 
 def inputs(model: VideoDiT, frames: int, side: int, text: int):
@@ -108,19 +108,6 @@ def table(preset: str, wall: bool, repeats: int) -> list[str]:
     return lines
 
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Put the tables between this experiment's marks, leaving the rest of the page alone."""
-    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in page:
-        page += f"\n{BEGIN}\n{END}\n"
-    before, rest = page.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
-    os.replace(aside, path)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
@@ -143,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     for preset in args.presets:
         said += ["", *table(preset, args.wall and preset == "small", args.repeats)]
     if args.write:
-        write(args.write, "\n".join(said))
+        write(args.write, "e000_linear_law", "\n".join(said))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxvid import stages
 from jaxvid.cli.codec import SHIPPED, load_codec
 from jaxvid.config import SAFE, build, parameter
 from jaxvid.data.collate import latent_frames
-from jaxvid.io.bundle import load_spec
+from jaxvid.io.bundle import is_bundle, load_spec
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import time_table
 from jaxvid.sampling.rollout import begin
@@ -50,6 +51,10 @@ def codec_model(config: Any, name: str) -> Any:
         return None
     if where in config.stages:
         return build(config.stages[where].task.model)
+    if config.stages[name].get("blank") and not os.path.exists(where):
+        return build(config.stages[name].blank.codec)
+    if is_bundle(where):
+        return build(load_spec(where)["vae"], SAFE)
     return build(load_spec(SHIPPED)["vae"], SAFE) if where == "shipped" else load_codec(where, ".", ()).model
 
 
@@ -75,8 +80,20 @@ def batch_shapes(node: Any, codec: Any, bucket: Any) -> Any:
         sec=Shape(rows, jnp.float32),
         ok=Shape(rows, jnp.bool_),
     )
-    tokens = Shape((bucket.batch, min(option("spans")), option("text_length")), jnp.int32)
-    return video, {"tokens": tokens, "span": Shape(rows, jnp.int32)}
+    spans = (bucket.batch, min(option("spans")), option("text_length"))
+    said: dict[str, Any] = {"tokens": Shape(spans, jnp.int32)}
+    if node.get("text"):
+        width = build(model_node(node)).text_width
+        said = {"text": Shape((*spans, width), jnp.float32), "text_mask": Shape(spans, jnp.bool_)}
+    return video, {**said, "span": Shape(rows, jnp.int32)}
+
+
+def model_node(node: Any) -> Any:
+    """The call of a stage's model, which may be within a task around a task."""
+    task = node.task
+    while "model" not in task:
+        task = task.task
+    return task.model
 
 
 class Stage:
@@ -187,8 +204,12 @@ class Stage:
         told["interval"] = Shape((2,), jnp.float32)
         past = {"memory": None, "keys": rollout.keys, "first_frame": Shape((), jnp.int32)}
         times = np.asarray(time_table(serve.get("steps", 30), serve.get("shift", 1.0)))
+        params, places = (  # adapters are merged into what they are for
+            tree.params if "base" not in self.shapes.rest else tree.rest["base"]
+            for tree in (self.shapes, self.places)
+        )
         args = (
-            self.shapes.params,
+            params,
             carry,
             Shape((1, frames), jnp.int32),
             Shape((1, frames), jnp.bool_),
@@ -200,10 +221,10 @@ class Stage:
         everywhere = replicated(self.mesh)
         run = jax.jit(
             stages.sample_rows(model, process, solver, guided),
-            in_shardings=(self.places.params, *[everywhere] * 7),
+            in_shardings=(places, *[everywhere] * 7),
             out_shardings=everywhere,
         )
-        held = {"parameters": held_bytes(self.shapes.params, self.places.params)}
+        held = {"parameters": held_bytes(params, places)}
         return Program("sample", run, args, self._tokens(shape), held)
 
     def decode(self) -> Program:
@@ -223,6 +244,11 @@ class Stage:
 
     def _text(self) -> dict[str, Any]:
         model, params = self.task.model, self.shapes.params
+        if "text" in self.batch[1]:
+            return {
+                k: Shape((1, *self.batch[1][k].shape[1:]), self.batch[1][k].dtype)
+                for k in ("text", "text_mask")
+            }
         tokens = Shape((1, *self.batch[1]["tokens"].shape[1:]), jnp.int32)
         if hasattr(model, "encode_text"):
             return jax.eval_shape(stages.encode_text(model), params, tokens)
@@ -231,8 +257,9 @@ class Stage:
         return {"text": text, "text_mask": Shape((*spans, 1), jnp.bool_)}
 
     def _tokens(self, shape: tuple[int, ...]) -> float:
-        patch = self.backbone.patch if self.backbone is not None else (1, 1, 1)
-        return math.prod(shape[:4]) / math.prod(patch)
+        model = self.task.model
+        patch = getattr(getattr(model, "dit", model), "patch", 1)
+        return math.prod(shape[:4]) / (math.prod(patch) if isinstance(patch, tuple) else 1)
 
 
 def nbytes(shape: Any) -> int:
@@ -257,7 +284,10 @@ def remat_node(config: Any, name: str) -> tuple[str, Any] | None:
             return path, node
         return next((hit for k in node if (hit := search(node[k], f"{path}.{k}"))), None)
 
-    return search(config.stages[name].task.model, f"stages.{name}.task.model")
+    node, path = config.stages[name].task, f"stages.{name}.task"
+    while "model" not in node:
+        node, path = node.task, f"{path}.task"
+    return search(node.model, f"{path}.model")
 
 
 def choose_stage(config: Any, wanted: str | None) -> str:

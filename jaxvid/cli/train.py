@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxvid.cli import tuned
 from jaxvid.cli.codec import Codec, load_codec, make_codec, write_text
 from jaxvid.cli.main import use_compilation_cache
 from jaxvid.cli.progress import Progress
@@ -90,6 +91,8 @@ def _train(config: Any, text: str, workdir: str, command: list[str], progress: P
             continue
         say(f"stage {name} ({place + 1} of {len(order)})")
         codec = None
+        if node.get("text") and not os.path.exists(node.text):
+            raise InputError(f"{node.text} is not there; make it with jaxvid import ... --to {node.text}")
         if node.get("codec"):
             codec = load_codec(node.codec, workdir, order[:place])
             codec.save(os.path.join(workdir, "codec"))
@@ -111,6 +114,8 @@ def _train(config: Any, text: str, workdir: str, command: list[str], progress: P
                 stop = KeyboardInterrupt()
                 stop.add_note(f"saved at step {result.step}; the same command continues: {_spell(command)}")
                 raise stop
+            if stage.captions is not None:
+                tuned.finish(stage, result.state, workdir)
             if is_autoencoder(stage):
                 finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, "codec"))
             late = {
@@ -143,6 +148,8 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
         node, codec = config.stages[name], None
         if node.get("codec") in order[:place]:
             codec = untrained(config.stages[node.codec].task.model)
+        elif node.get("codec") and node.get("blank") and not os.path.exists(node.codec):
+            codec = untrained(node.blank.codec)
         elif node.get("codec"):
             codec = load_codec(node.codec, workdir or ".", ())
         with tempfile.TemporaryDirectory() as cache, open_stage(name, node, codec, cache) as stage:

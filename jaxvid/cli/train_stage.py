@@ -16,6 +16,10 @@ and, a stage that learns latents, also
     latents    dict(size=None, batch=8, prefill=True, dir=None): the cache of latents
     samples    dict(prompts=(...), seconds=2.0, extend=0): videos made from the average while training
     serve      dict(...): defaults of the pipeline (steps, guidance, solver, shift, seconds)
+    text       the directory of an imported bundle, whose frozen text encoder makes of captions what the network is
+               told: then ``init`` may be that bundle too, and the result is one (`jaxvid.cli.tuned`)
+    blank      dict(codec=call(...), text=4096): what codec and text are like before their directories are there, for
+               jaxvid plan and --dry_run
 
 while one that learns an autoencoder may have ``statistics``, over how many clips the latents' spread is measured (0: it
 stays what it was at the start), and ``weigh``, the greatest spread of a channel where spreads follow what channels do
@@ -29,13 +33,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxvid.cli import train_samples
+from jaxvid.cli import train_samples, tuned
+from jaxvid.cli.captions import Blank, Captions
 from jaxvid.cli.codec import SHIPPED, Codec, with_statistics, write_text
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
@@ -51,7 +56,7 @@ from jaxvid.types import InputError
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
 OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
-OPTIONAL += ("teacher",)
+OPTIONAL += ("teacher", "text", "blank")
 
 
 @dataclasses.dataclass
@@ -71,6 +76,7 @@ class Stage:
     codec: Codec | None
     buckets: tuple[Any, ...]
     fps: float
+    captions: Captions | Blank | None = None  # what captions go through before they come to the network
 
     def batches(self, source: Any, count: int) -> list[Any]:
         """So many batches from all over a source, in the first bucket, the same every time."""
@@ -79,7 +85,14 @@ class Stage:
             k: self.node.data[k] for k in ("text_length", "spans", "frames_multiple") if k in self.node.data
         }
         return list(
-            fixed_batches(Spread(source, count * bucket.batch), bucket, count, fps=self.fps, **options)
+            fixed_batches(
+                Spread(source, count * bucket.batch),
+                bucket,
+                count,
+                fps=self.fps,
+                encode=self.captions,
+                **options,
+            )
         )
 
 
@@ -140,16 +153,42 @@ def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:
 
         source = latents(raw, options.get("size"))
         held_out = None if raw_held_out is None else latents(raw_held_out, held_size)
+    captions = make_captions(name, node, cache)
+    more: dict[str, Any] = {} if captions is None else {"encode": captions}
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    data = build(node.data, None, source=source, buckets=buckets, **processes)
+    data = build(node.data, None, source=source, buckets=buckets, **processes, **more)
     return Stage(
-        name, node, task, optimizer, settings, data, raw, source, held_out, raw_held_out, codec, buckets, fps
+        name,
+        node,
+        task,
+        optimizer,
+        settings,
+        data,
+        raw,
+        source,
+        held_out,
+        raw_held_out,
+        codec,
+        buckets,
+        fps,
+        captions,
     )
 
 
 def bad_files(*sources: Any) -> dict[str, str]:
     """What sources could not read so far, and why."""
     return {name: why for source in sources for name, why in getattr(source, "bad", {}).items()}
+
+
+def make_captions(name: str, node: Any, cache: str) -> Captions | Blank | None:
+    """What captions go through; zeros before the directory is there, where the config says of which width."""
+    where, length = node.get("text"), int(node.data.get("text_length", 96))
+    if not where:
+        return None
+    if not os.path.exists(where) and node.get("blank"):
+        return Blank(length, int(node.blank["text"]))
+    options = dict(node.get("latents") or {})
+    return Captions(where, options.get("dir") or cache, length)
 
 
 def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
@@ -196,8 +235,9 @@ def train_stage(
     """Trains a stage in WORKDIR/NAME; returns the result and what there is to report of it."""
     folder = os.path.join(workdir, stage.name)
     with Checkpoints(os.path.join(folder, "checkpoints"), stage.settings.keep) as checkpoints:
-        if stage.codec is not None:
+        if stage.codec is not None and stage.captions is None:
             write_text(os.path.join(folder, SPEC), to_json(train_samples.pipeline_spec(stage)))
+        if stage.codec is not None:
             prefill(stage, show)
         followers = [TensorBoard(os.path.join(folder, "tensorboard"))]
         if trackers.get("wandb"):
@@ -241,6 +281,8 @@ def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | 
         return None
 
     def prepare(state: TrainState) -> TrainState:
+        if stage.captions is not None and is_bundle(where["init"]):
+            return tuned.begin(state, where["init"])
         held = {"params": state.params, **state.rest}
         for role, places in origins.items():
             loaded = trained(where[role], workdir)
@@ -286,6 +328,7 @@ def prefill(stage: Stage, show: Progress) -> None:
     batch = int(options.get("batch", 8))
     if options.get("prefill", True):
         stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
+        keep_captions(stage, stage.source, range(len(stage.source)), shapes)
     if stage.held_out is not None:
         count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
         spread = Spread(stage.held_out, count)
@@ -293,13 +336,24 @@ def prefill(stage: Stage, show: Progress) -> None:
         stage.held_out.prefill(
             shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, "latents")
         )
+        keep_captions(stage, stage.held_out, indices, shapes[:1])
+    if stage.captions is not None:
+        stage.captions.release()
+
+
+def keep_captions(stage: Stage, source: Any, indices: Iterable[int], shapes: Iterable[Any]) -> None:
+    """Encodes the captions of clips that are in the cache of latents already."""
+    for shape in shapes if stage.captions is not None else ():
+        for index in indices:
+            for _, text in source.clip(index, shape).captions:
+                stage.captions(text)
 
 
 def sampler(
     stage: Stage, folder: str, tracker: Any, say: Callable[[str], None]
 ) -> Callable[[TrainState, int], None] | None:
     """Pictures of how far the stage is, in FOLDER/samples; None for models that are neither autoencoder nor backbone."""
-    if stage.codec is None and not is_autoencoder(stage):
+    if stage.captions is not None or (stage.codec is None and not is_autoencoder(stage)):
         return None
     os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
     if stage.codec is None:

@@ -21,6 +21,8 @@ from jaxvid.types import InputError
 
 TOLERANCE = 5e-5
 _LOOSE = {"low_variance": 20}  # a case made to magnify rounding, and so many times its tolerance
+# The one tap that has a tolerance: at a variance of 1e-6 another epsilon is off by more than 1 here, and hardly in outputs.
+_BOUND = {("low_variance", "blocks.0.norm1"): 1e-2}
 
 
 def load_reference(path) -> dict[str, dict[str, dict[str, np.ndarray]]]:
@@ -42,7 +44,7 @@ def differences(
     """``(case, what, largest difference, tolerance)`` for all outputs and for the taps that have a counterpart here.
 
     part: 'dit', 'vae21', 'vae22', 'umt5' or 'clip'. variables: the model's, {'params': ..., 'stats': ...}.
-    Computed in float32 at the highest matmul precision. The tolerance of a tap is infinite: taps only tell where.
+    Computed in float32 at the highest matmul precision. The tolerance of a tap is infinite but for one: taps tell where.
     """
     run = {"dit": _dit, "umt5": _umt5, "clip": _clip}.get(part, _vae)
     for case, told in cases.items():
@@ -58,7 +60,7 @@ def differences(
         for name, value in told["tap"].items():
             found = _like(_tap(part, name, taps, model), value)
             if found is not None:
-                yield case, f"tap/{name}", _largest(found, value), float("inf")
+                yield case, f"tap/{name}", _largest(found, value), _BOUND.get((case, name), float("inf"))
 
 
 def _largest(ours, theirs, mask=None) -> float:
@@ -167,6 +169,7 @@ _DIT_TAPS = {
     "condition_embedder.image_embedder": "image_out_norm",
     "fps_projection": "rate_in",
     "proj_out": "patch_out",
+    "blocks.N.norm1": "blocks/self_norm",
     "blocks.N.attn1": "blocks/self",
     "blocks.N.attn2": "blocks/cross",
     "blocks.N.attn1.norm_q": "blocks/self/q_norm",
@@ -184,10 +187,6 @@ def _tap(part: str, name: str, taps, model):
         number = re.search(r"(?<=block)s?\.(\d+)", name)
         known = _DIT_TAPS if part == "dit" else _UMT5_TAPS
         place = known.get(name if number is None else name.replace(f".{number[1]}", ".N", 1))
-        if part == "dit" and name == "blocks.0.norm1":
-            from jaxvid.nn.layers import normalise
-
-            return np.asarray(normalise(jnp.asarray(_output(taps, "patch_in")), model.eps))
         found = None if place is None else _output(taps, place)
         return found if found is None or number is None else found[int(number[1])]
     place = name.replace(".", "/").replace("mid_block", "mid")

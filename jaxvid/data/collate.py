@@ -8,7 +8,7 @@ caption the one that covers most of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -52,12 +52,14 @@ def collate(
     text_length: int = 96,
     spans: Sequence[int] = (1, 2, 4, 8, 16),
     frames_multiple: int = 1,
+    encode: Callable[[str], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[Video, Cond]:
     """Stack samples of one shape into `(Video, Cond)` with numpy leaves.
 
     uint8 pixels come out as float32 in [-1, 1]; float latents as they are. The number of frames is that of
     `shape` (through `time_factor`), rounded up to `frames_multiple`; what a sample lacks repeats its last
-    frame and has `ok` False. `cond` holds `tokens` int32 ``[B, S, L]`` and `span` int32 ``[B, T]``.
+    frame and has `ok` False. `cond` holds `tokens` int32 ``[B, S, L]`` and `span` int32 ``[B, T]``; or, where
+    `encode` makes of a caption its rows ``[L, D]`` and which of them are rows, `text` and `text_mask` for `tokens`.
     """
     real = latent_frames(shape.frames, time_factor)
     frames = -(-real // frames_multiple) * frames_multiple
@@ -80,6 +82,20 @@ def collate(
         ok[row, :n] = True
         span[row] = spans_of(sample.captions, times)
         for place, (_, text) in enumerate(sample.captions):
-            tokens[row, place] = encode_text(text, text_length)
+            if encode is None:
+                tokens[row, place] = encode_text(text, text_length)
     sec = np.broadcast_to((times / shape.fps).astype(np.float32), ok.shape).copy()
-    return Video(x=x, sec=sec, ok=ok), {"tokens": tokens, "span": span}
+    said = {"tokens": tokens} if encode is None else _encoded(samples, count, encode)
+    return Video(x=x, sec=sec, ok=ok), {**said, "span": span}
+
+
+def _encoded(samples: Sequence[Sample], count: int, encode: Callable) -> dict[str, np.ndarray]:
+    """Rows of all captions, [B, count, L, D]; places without a caption are zeros."""
+    made = [[encode(text) for _, text in sample.captions] for sample in samples]
+    rows, mask = next((pair for row in made for pair in row), None) or encode("")
+    text = np.zeros((len(samples), count, *rows.shape), np.float32)
+    known = np.zeros((len(samples), count, *mask.shape), bool)
+    for row, pairs in enumerate(made):
+        for place, pair in enumerate(pairs):
+            text[row, place], known[row, place] = pair
+    return {"text": text, "text_mask": known}

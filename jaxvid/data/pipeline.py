@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -172,6 +172,7 @@ def batches(
     process_count: int = 1,
     threads: int = 2,
     prefetch: int = 4,
+    encode: Callable | None = None,
 ) -> Batches:
     """An endless, checkpointable iterator of `(Video, Cond)` with numpy leaves, drawn from a source.
 
@@ -179,7 +180,7 @@ def batches(
     is float32: pixels in [-1, 1], or latents as the source gives them. `cond` has `tokens` int32 ``[B, S,
     L]``, S being the smallest of `spans` that holds the batch's captions (the largest of them when several
     processes read, since they must agree), and `span` int32 ``[B, T]``. `frames_multiple` pads the frames
-    with `ok` False. `threads` read ahead `prefetch` batches; 0 reads in the caller's thread.
+    with `ok` False. `threads` read ahead `prefetch` batches; 0 reads in the caller's thread. `encode` as for `collate`.
     """
     for bucket in buckets:
         if bucket.batch % process_count:
@@ -208,6 +209,7 @@ def batches(
             text_length=text_length,
             spans=sizes,
             frames_multiple=frames_multiple,
+            encode=encode,
         )
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
@@ -237,6 +239,7 @@ def fixed_batches(
     text_length: int = 96,
     spans: Sequence[int] = (1, 2, 4, 8, 16),
     frames_multiple: int = 1,
+    encode: Callable | None = None,
 ) -> Iterator[tuple[Video, Cond]]:
     """The first `count` batches of a source in its own order, for a held-out loss that is the same every
     time."""
@@ -250,4 +253,5 @@ def fixed_batches(
             text_length=text_length,
             spans=spans,
             frames_multiple=frames_multiple,
+            encode=encode,
         )

@@ -210,6 +210,7 @@ _DIT = [
     (r"img_emb\.proj\.0\.(.*)", r"condition_embedder.image_embedder.norm1.\1"),
     (r"img_emb\.proj\.1\.(.*)", r"condition_embedder.image_embedder.ff.net.0.proj.\1"),
     (r"img_emb\.proj\.3\.(.*)", r"condition_embedder.image_embedder.ff.net.2.\1"),
+    (r"img_emb\.emb_pos", r"condition_embedder.image_embedder.pos_embed"),
     (r"img_emb\.proj\.4\.(.*)", r"condition_embedder.image_embedder.norm2.\1"),
     (r"fps_projection\.0\.(.*)", r"fps_projection.net.0.proj.\1"),
     (r"fps_projection\.2\.(.*)", r"fps_projection.net.2.\1"),

@@ -95,7 +95,7 @@ def open_repo(path, family: str | None = None) -> Repo:
     )
     if (path / "transformer_2").is_dir():
         raise InputError(
-            f"{path} has two experts, which do not run together here; give transformer or transformer_2 alone"
+            f"{path} has two experts (Wan 2.2 A14B), which do not run together here; give transformer or transformer_2 alone"
         )
     parts: dict[str, Part] = {}
     for folder in folders:
@@ -232,6 +232,10 @@ def describe(part: Part, family: str = "wan21-1.3b") -> dict[str, Any]:
             f"{weights.source}: {heads!r} heads do not divide the width {width}; correct its config.json"
         )
     level, about = "condition_embedder.time_embedder.linear_1.weight", "condition_embedder."
+    if f"{about}image_embedder.pos_embed" in arrays:
+        raise InputError(
+            f"{weights.source} is for a first and a last frame (FLF2V), which is not run here; take I2V"
+        )
     sizes = dict(
         width=width,
         layers=_layers(arrays, r"blocks\.(\d+)\."),

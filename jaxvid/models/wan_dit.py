@@ -74,6 +74,16 @@ class WanAttention(nn.Module):
         return Linear(width, ("heads", "embed"), name="out")(y.reshape(x.shape))
 
 
+class UnitNorm(nn.Module):
+    """LayerNorm without parameters; a module so that what it gives can be looked at (`jaxvid.cli.verify`)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        return normalise(x, self.eps)
+
+
 class WanBlock(nn.Module):
     """Look at all frames, look at the text, feed forward; the first and the last are modulated by the noise level."""
 
@@ -95,7 +105,7 @@ class WanBlock(nn.Module):
         def flat(a):
             return a.reshape(a.shape[0], -1, width)
 
-        tokens = flat(modulated(x, shift1, scale1, self.eps))
+        tokens = flat(modulated(UnitNorm(self.eps, name="self_norm"), x, shift1, scale1))
         y = WanAttention(self.head, self.eps, name="self")(tokens, tokens, turned=turned, mask=mask)
         x = gated(x, y.reshape(x.shape), gate1)
         look = WanAttention(self.head, self.eps, self.image, name="cross")
@@ -103,14 +113,15 @@ class WanBlock(nn.Module):
         rows = rows.reshape(text.shape[0], -1, width)  # a frame of its own per caption, where captions change
         seen = None if image is None else jnp.repeat(image, per_frame, 0)
         x = x + look(rows, text, seen).reshape(x.shape)
-        y = TwoLinear(self.hidden, width, name="feed")(modulated(x, shift2, scale2, self.eps))
+        h = modulated(UnitNorm(self.eps, name="feed_norm"), x, shift2, scale2)
+        y = TwoLinear(self.hidden, width, name="feed")(h)
         return gated(x, y, gate2), None
 
 
-def modulated(x, shift, scale, eps):
-    """LayerNorm, scale and shift in float32, in the dtype of x; shift and scale broadcast over tokens."""
+def modulated(norm, x, shift, scale):
+    """Norm, scale and shift in float32, in the dtype of x; shift and scale broadcast over tokens."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (normalise(wide, eps) * (1 + scale) + shift).astype(x.dtype)
+    return (norm(wide) * (1 + scale) + shift).astype(x.dtype)
 
 
 def gated(x, y, gate):
@@ -187,7 +198,7 @@ class WanDiT(nn.Module):
         shift, scale = (last + along(row, last) for row in table.astype(last.dtype))
         size = self.patch[0] * self.patch[1] * self.patch[2] * self.channels
         out = Linear(size, ("embed", None), init=nn.initializers.zeros, name="patch_out")
-        h = out(modulated(h, shift, scale, self.eps))
+        h = out(modulated(UnitNorm(self.eps, name="norm"), h, shift, scale))
         return unpatchify(h.astype(jnp.promote_types(dtype, jnp.float32)), self.patch), memory
 
     def _check(self, x, cond):

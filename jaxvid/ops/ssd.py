@@ -91,7 +91,9 @@ def chunked(x, dt, A, B, C, state, *, chunk, dtype):
     """Matrix products inside chunks, a scan between them; the backward pass recomputes a step's insides."""
     batch, length, heads, width = x.shape
     groups = B.shape[2]
-    if chunk is None:  # of even size, and what is little more than a chunk is one: no state has to travel then
+    if (
+        chunk is None
+    ):  # of even size, and what is little more than a chunk is one: no state has to travel then
         chunk = _by_platform(CHUNK)
         chunk = length if length <= 2 * chunk else -(-length // round(length / chunk))
     chunk = max(1, min(chunk, length))

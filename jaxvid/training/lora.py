@@ -222,6 +222,14 @@ class LoraTask:
     scale: float = 1.0
     start: Callable[..., Any] | None = None
 
+    @property
+    def model(self) -> Any:
+        return self.task.model
+
+    @property
+    def process(self) -> Any:
+        return self.task.process
+
     def init(self, key: Array, batch) -> dict[str, Any]:
         weights, adapters = jax.random.split(key)
         variables = dict(self.task.init(weights, batch))

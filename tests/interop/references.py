@@ -103,6 +103,30 @@ def pipeline(root: pathlib.Path, image: bool = False) -> dict[str, np.ndarray]:
     }
 
 
+def unipc() -> dict[str, np.ndarray]:
+    """diffusers' UniPC on a flow that is a formula, ``tanh(x a) (1/2 + t) + 3 x / 10``: three families' steps and shifts."""
+    import torch
+    from diffusers import UniPCMultistepScheduler
+
+    rng = np.random.default_rng(4)
+    x, a = (
+        rng.standard_normal((1, 2, 6)).astype(np.float32),
+        rng.standard_normal((6, 6)).astype(np.float32) / 2,
+    )
+    made = {"x": x, "a": a}
+    for steps, shift in ((5, 3.0), (12, 5.0), (30, 8.0)):
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+        )
+        scheduler.set_timesteps(steps)
+        y = torch.from_numpy(x)
+        for sigma, t in zip(scheduler.sigmas.tolist(), scheduler.timesteps, strict=False):
+            flow = torch.tanh(y @ torch.from_numpy(a)) * (0.5 + sigma) + 0.3 * y
+            y = scheduler.step(flow, t, y).prev_sample
+        made |= {f"{steps}/sigmas": scheduler.sigmas.numpy(), f"{steps}/y": y.numpy()}
+    return made
+
+
 def make(root: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     """All references by file name, made in the empty folder ``root``."""
     from tests.interop import oracle
@@ -112,6 +136,7 @@ def make(root: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
     oracle.assemble(str(root))
     made = {name: reference(root, name) for name in KEPT}
     made["pipeline"] = pipeline(root / "pipeline_diffusers")
+    made["unipc"] = unipc()
     return made | {"pipeline_i2v": pipeline(assemble_i2v(root), image=True)}
 
 

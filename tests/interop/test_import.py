@@ -4,6 +4,8 @@
 import json
 import pathlib
 import shutil
+import struct
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +263,15 @@ def test_verify_prints_and_fails(root, bundle, capsys, tmp_path):
         (lambda p: (p / "vae" / "config.json").unlink(), None),
         (lambda p: _nan(p), "holds NaN"),
         (lambda p: (p / "transformer_2").mkdir(), "two experts"),
+        (lambda p: _wrong_index(p / "transformer"), "disagree about"),
+        (lambda p: _twice(_shard(p)), "header is not JSON"),
+        (
+            lambda p: _shard(p).write_bytes(struct.pack("<Q", 1 << 40) + _shard(p).read_bytes()[8:]),
+            "truncated",
+        ),
+        (lambda p: _shape(p), "quant_conv.bias is (31,) instead of (32,)"),
+        (lambda p: _code(p), "weights_only=True"),
+        (lambda p: _cut(_pth(p)), "truncated"),
     ],
 )
 def test_damage_is_told_in_one_line_and_leaves_nothing(tmp_path, damage, message, capsys):
@@ -271,12 +282,56 @@ def test_damage_is_told_in_one_line_and_leaves_nothing(tmp_path, damage, message
     if message is None or message.startswith("^"):
         assert code == 0 and (message is None or said.out.startswith(message[1:]))
         return
-    assert code == 2 and message in said.err and said.err.count("\n") == 1
+    assert code == 2 and message in said.err and said.err.count("\n") == 1, said.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
 
 
 def _cut(path: pathlib.Path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def _shard(root: pathlib.Path) -> pathlib.Path:
+    return next((root / "transformer").glob("*-00001-of-*"))
+
+
+def _wrong_index(folder: pathlib.Path):
+    """A key is said to be in another shard than it is in."""
+    file = next(folder.glob("*.index.json"))
+    index = json.loads(file.read_text())
+    one, other = sorted(set(index["weight_map"].values()))[:2]
+    key = next(key for key, where in index["weight_map"].items() if where == one)
+    index["weight_map"][key] = other
+    dump(file, index)
+
+
+def _twice(path: pathlib.Path):
+    """A header with the same name twice."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = content[8 : 8 + length].rstrip()
+    again = json.dumps(dict([next(iter(json.loads(header).items()))])).encode()
+    header = header[:-1] + b"," + again[1:]
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+
+
+def _shape(root: pathlib.Path):
+    arrays = foreign("vae")
+    arrays["quant_conv.bias"] = arrays["quant_conv.bias"][:-1]
+    shutil.rmtree(root / "vae")
+    (root / "vae").mkdir()
+    write_sharded(root / "vae", "diffusion_pytorch_model", stored(arrays), 200_000)
+
+
+def _pth(root: pathlib.Path) -> pathlib.Path:
+    shutil.rmtree(root / "vae")
+    write_pth(root / "Wan2.1_VAE.pth", stored(foreign("vae", "original")))
+    return root / "Wan2.1_VAE.pth"
+
+
+def _code(root: pathlib.Path):
+    """A .pth whose program would run a command."""
+    with zipfile.ZipFile(_pth(root), "w") as file:
+        file.writestr("w/data.pkl", b"cos\nsystem\n(S'touch ran'\ntR.")
 
 
 def _nan(root: pathlib.Path):

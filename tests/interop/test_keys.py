@@ -10,6 +10,7 @@ from jaxvid.io.interop import Weights, check, compare, convert, convert_back, op
 from jaxvid.io.lazy import from_array, write_arrays, write_sharded
 from jaxvid.io.pth import open_pth, write_pth
 from jaxvid.io.wan_keys import FOREIGN, foreign_keys, foreign_shape, layout_of, part_of, plain, rename
+from jaxvid.io.wan_repo import Part, describe
 from jaxvid.types import InputError
 from tests.interop.seeded import DIT, KEYS, NODES, VAE, foreign, table
 
@@ -145,6 +146,14 @@ def test_what_does_not_fit_is_told_with_the_closest_name():
         check(report, "w", partial=True)
     del arrays["blocks.1.attn1.to_q.bias"]
     assert check(compare(leaves, shapes, arrays), "w", partial=True).matched == 94
+
+
+def test_a_transformer_of_first_and_last_frames_is_refused(tmp_path):
+    """Rather than run with a table of places that nothing reads."""
+    arrays = {**foreign("wan_i2v", "original"), "img_emb.emb_pos": np.zeros((1, 514, 40), np.float32)}
+    write_arrays(tmp_path / "w.safetensors", {k: from_array(v) for k, v in arrays.items()})
+    with pytest.raises(InputError, match="FLF2V"):
+        describe(Part(open_weights(tmp_path / "w.safetensors"), {"num_heads": 2}))
 
 
 def test_not_a_number_is_named():

@@ -34,7 +34,7 @@ def sparse_weights(path: pathlib.Path) -> int:
 
 @pytest.mark.slow
 def test_importing_1_3b_needs_little_memory(tmp_path, run_python):
-    """Anonymous memory (what is not a page of a file) stays below 4 GB beyond nothing at all: the weights are never held."""
+    """Anonymous memory (what is not a page of a file) stays below 4 GB, parameters included: they are never held."""
     (tmp_path / "source").mkdir()
     assert sparse_weights(tmp_path / "source" / "model.safetensors") == 2 * 1_418_996_800
     code = f"""
@@ -55,5 +55,7 @@ done = True; thread.join()
 print(most / 1e6, time.time() - start)
 """
     gigabytes, seconds = map(float, run_python(code, timeout=900).splitlines()[-1].split())
+    print(
+        f"at most {gigabytes:.2f} GB of memory beside the pages of files, {seconds:.0f} s"
+    )  # pytest -rP shows it
     assert gigabytes < 4
-    assert seconds < 900
