@@ -39,15 +39,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxvid.cli import train_samples, tuned
+from jaxvid.cli import train_samples
 from jaxvid.cli.captions import Blank, Captions
-from jaxvid.cli.codec import SHIPPED, Codec, with_statistics, write_text
+from jaxvid.cli.codec import Codec, with_statistics, write_text
+from jaxvid.cli.train_start import starter
 from jaxvid.config import build, to_json
 from jaxvid.data.latents import LatentSource
 from jaxvid.data.pipeline import fixed_batches
-from jaxvid.io.bundle import MODEL, SPEC, VAE, is_bundle
-from jaxvid.io.checkpoint import Checkpoints, load_ema
-from jaxvid.io.weights import load_weights, restore_into
+from jaxvid.io.bundle import SPEC
+from jaxvid.io.checkpoint import Checkpoints
 from jaxvid.sharding import put_batch
 from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
 from jaxvid.training.step import TrainState, make_eval_step
@@ -264,61 +264,6 @@ def train_stage(
             tracker.close()
     report = {"stage": stage.name, "step": result.step, "history": result.history, "times": result.times}
     return result, report
-
-
-def starter(stage: Stage, workdir: str) -> Callable[[TrainState], TrainState] | None:
-    """Begins from the averaged weights of an earlier stage, or from a file, instead of from chance."""
-    where = {
-        "teacher": stage.node.get("teacher"),
-        "init": stage.node.get("init") or stage.node.get("teacher"),
-    }
-    origins = getattr(stage.task, "origins", {"init": (("params",),)})
-    if where["teacher"] and "teacher" not in origins:
-        raise InputError(f"stages.{stage.name} has a teacher and its task has no use for one; use init")
-    if "teacher" in origins and not where["teacher"]:
-        raise InputError(f"stages.{stage.name} distils nothing; give teacher='shipped', a bundle or a run")
-    if not where["init"]:
-        return None
-
-    def prepare(state: TrainState) -> TrainState:
-        if stage.captions is not None and is_bundle(where["init"]):
-            return tuned.begin(state, where["init"])
-        held = {"params": state.params, **state.rest}
-        for role, places in origins.items():
-            loaded = trained(where[role], workdir)
-            for place in places:
-                whole = held
-                for name in place[:-1]:
-                    whole[name] = dict(whole[name])
-                    whole = whole[name]
-                whole[place[-1]] = restore_into(whole[place[-1]], loaded.get("params", loaded), where[role])
-            if role == "init":
-                held |= {
-                    k: restore_into(v, loaded[k], where[role]) for k, v in state.rest.items() if k in loaded
-                }
-        params = held.pop("params")
-        return state.replace(params=params, ema=jax.tree.map(np.copy, params), rest=held)
-
-    return prepare
-
-
-def trained(where: str, workdir: str) -> Mapping[str, Any]:
-    """A network's weights, ``{'params', ...}`` or its parameters alone: from an earlier stage of the run, a file, a bundle,
-    the last stage of another run, or the 'shipped' model."""
-    path = str(SHIPPED) if where == "shipped" else where
-    codec = os.path.join(workdir, path, VAE)
-    # an autoencoder's file, rather than its checkpoint, which has no statistics of latents
-    if os.path.isfile(codec) and not is_bundle(path):
-        return load_weights(codec)
-    if os.path.isdir(os.path.join(workdir, path, "checkpoints")):
-        return load_ema(workdir, path)
-    if is_bundle(path):
-        return {"params": load_weights(os.path.join(path, MODEL))}
-    if os.path.isfile(os.path.join(path, "config.json")):
-        from jaxvid.pipeline import Pipeline
-
-        return {"params": Pipeline.load(path).engine.params}
-    return load_weights(path)
 
 
 def prefill(stage: Stage, show: Progress) -> None:

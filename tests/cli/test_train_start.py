@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxvid.cli.train_stage import starter
+from jaxvid.cli.train_start import starter
 from jaxvid.diffusion.process import Process
 from jaxvid.io.weights import save_weights
 from jaxvid.training.distill import ConsistencyTask, MatchingTask
@@ -25,7 +25,7 @@ def state(params, **rest):
 
 
 def stage(task, **node):
-    return types.SimpleNamespace(name="mine", task=task, node=node)
+    return types.SimpleNamespace(name="mine", task=task, node=node, captions=None)
 
 
 @pytest.fixture
