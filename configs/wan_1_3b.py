@@ -7,7 +7,7 @@
     jaxvid plan --config configs/wan_1_3b.py --topology h200:8
 
 Clips go through the autoencoder and captions through UMT5 once, into caches by content; training sees neither network.
-The plan and --dry_run need no checkpoint. It has been planned and tried at toy size, not trained at this one.
+The plan and --dry_run need no checkpoint. Run at toy size; at this size the programs were traced, nothing was trained.
 """
 
 import ml_collections
