@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 from jaxvid.cli import main
+from jaxvid.cli.plan_topology import parse_mesh
 from jaxvid.cli.progress import Progress
 from jaxvid.cli.record import outputs, record
 from jaxvid.types import InputError
@@ -67,6 +68,11 @@ def arguments(parser):
     add("--mask", metavar="MASK.png", help="bright where --video is to be made anew")
     add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
     add("--dtype", help="float32 or bfloat16")
+    add(
+        "--mesh",
+        metavar="data=2,sequence=4,...",
+        help="share the work among devices: rows (data), weights (fsdp, tensor), frames (sequence)",
+    )
     add("--fps", type=float, help="frames per second, one of those that the checkpoint serves")
     add("--size", help="N or HEIGHTxWIDTH, one of those that the checkpoint serves")
     add(
@@ -80,6 +86,7 @@ def run(options) -> None:
     """Checks everything, makes the video, and prints its path on the last line of standard output."""
     size = parse_size(options.size)
     outputs(options.out, 1)
+    sizes = parse_mesh(options.mesh)
     if options.contact_sheet and not options.contact_sheet.lower().endswith((".png", ".jpg", ".webp")):
         raise InputError(
             f"--contact-sheet {options.contact_sheet} ends in none of .png, .jpg, .webp; name the file so"
@@ -94,9 +101,12 @@ def run(options) -> None:
             progress.note("the story begins at 0 s, so PROMPT is not used")
 
     from jaxvid.pipeline import Pipeline
+    from jaxvid.sharding import make_mesh
 
     main.use_compilation_cache()
-    pipe = Pipeline.load(options.checkpoint)
+    # -1: what the other axes leave
+    mesh = make_mesh(**{"data": -1, **sizes}) if sizes else None
+    pipe = Pipeline.load(options.checkpoint, mesh=mesh)
     names = (
         "image",
         "last_image",
