@@ -57,7 +57,5 @@ def refusal(grid, window, shift) -> str | None:
     """Why these are no windows; None if they are."""
     for n, w, s in zip(grid, window, shift, strict=True):
         if not (1 <= w <= n and 0 <= s < w):
-            return (
-                f"takes windows that fit the grid and shifts below them, not {window} on {grid} by {shift}"
-            )
+            return f"takes windows that fit the grid and shifts below them, not {window} on {grid} by {shift}"
     return None

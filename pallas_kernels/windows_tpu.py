@@ -111,7 +111,9 @@ def _run(call, kernel, arrays, outputs):
     counts = (like.shape[0], *map(len, axes))
     runs = np.concatenate([axis.reshape(-1) for axis in axes])
     # where in its window each token is: who of a window at a border is there can be told by comparing
-    places = np.stack(np.meshgrid(*map(np.arange, found.window), indexing="ij")).reshape(3, -1).astype(np.int32)
+    places = (
+        np.stack(np.meshgrid(*map(np.arange, found.window), indexing="ij")).reshape(3, -1).astype(np.int32)
+    )
     box = (*found.window, *like.shape[4:])
 
     def body(runs, places, *refs):

@@ -51,7 +51,7 @@ ONLY_IN = {
     "ml_collections": "jaxvid/config.py jaxvid/cli/ configs/ experiments/ tests/",
     "jax.default_backend": "jaxvid/ops/pick.py tests/",
     "tensorflow": "",
-    "torch": "",
+    "torch": "experiments/e001_bench/peers.py",
     "clu": "",
     "cv2": "",
     "imageio": "jaxvid/clip.py jaxvid/cli/ tests/",

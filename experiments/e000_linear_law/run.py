@@ -29,7 +29,6 @@ PRESETS = {
     "small": ({"LinGen": lingen, "DiT": dit}, (64, 128, 256), 8, 64),
     "large": ({"LinGen-4B": lingen_4b, "DiT-4B": dit_4b}, (34, 68, 136), 64, 512),
 }
-BEGIN, END = "<!-- e000_linear_law: begin -->", "<!-- e000_linear_law: end -->"
 
 
 def inputs(model: VideoDiT, frames: int, side: int, text: int):
@@ -108,16 +107,17 @@ def table(preset: str, wall: bool, repeats: int) -> list[str]:
     return lines
 
 
-def write(path: pathlib.Path, text: str) -> None:
-    """Put the tables between this experiment's marks, leaving the rest of the page alone."""
-    page = path.read_text() if path.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    if BEGIN not in page:
-        page += f"\n{BEGIN}\n{END}\n"
-    before, rest = page.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
+def between(path: pathlib.Path, name: str, text: str) -> None:
+    """Put the text between an experiment's marks, leaving the rest of the page alone."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    page = path.read_text() if path.exists() else "# Benchmarks\n"
+    if begin not in page:
+        page += f"\n{begin}\n{end}\n"
+    before, rest = page.split(begin, 1)
+    after = rest.split(end, 1)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".part")
-    aside.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    aside.write_text(f"{before}{begin}\n{text}\n{end}{after}")
     os.replace(aside, path)
 
 
@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     for preset in args.presets:
         said += ["", *table(preset, args.wall and preset == "small", args.repeats)]
     if args.write:
-        write(args.write, "\n".join(said))
+        between(args.write, "e000_linear_law", "\n".join(said))
 
 
 if __name__ == "__main__":
