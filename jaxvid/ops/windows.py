@@ -8,7 +8,7 @@ For an axis of length n, window w and shift s: roll by -s; the token with index 
 that the window does not divide are padded after the roll, and nobody looks at padding.
 
 `reference` is that sentence: full attention under a mask. `partition` rolls, pads and sorts tokens into windows, which
-become a batch of short sequences. `mosaic_tpu` is a kernel that reads windows where they lie; GPUs have none yet.
+become a batch of short sequences. `mosaic_tpu` and `mosaic_gpu` are kernels that read windows where they lie.
 
 Ref: Swin, arXiv:2103.14030. LinGen's TESA, arXiv:2412.09856.
 """
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from jaxvid.ops.attention import attention
 from jaxvid.ops.masks import array, segments
-from jaxvid.ops.pick import kernel_interprets, pick, refuses
+from jaxvid.ops.pick import kernel_interprets, pick
 from jaxvid.ops.ring import roll_frames
 from jaxvid.sharding import cut_frames, spread_mesh
 
@@ -131,12 +131,19 @@ def mosaic_tpu(q, k, v, window: Triple, shift: Triple):
     return windows_tpu.attention(q, k, v, window=window, shift=shift, interpret=interpret)
 
 
+def mosaic_gpu(q, k, v, window: Triple, shift: Triple):
+    """The kernel of `pallas_kernels.windows_gpu`."""
+    interpret = kernel_interprets("gpu", "9.0")
+    from pallas_kernels import windows_gpu
+
+    interpret = windows_gpu.plgpu.InterpretGPUParams() if interpret else None
+    return windows_gpu.attention(q, k, v, window=window, shift=shift, interpret=interpret)
+
+
 IMPLEMENTATIONS = {
     "reference": reference,
     "partition": partition,
-    "mosaic_gpu": refuses(
-        "there is no window kernel for GPUs yet; partition brings windows to the attention kernel"
-    ),
+    "mosaic_gpu": mosaic_gpu,
     "mosaic_tpu": mosaic_tpu,
 }
 
