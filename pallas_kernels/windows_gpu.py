@@ -167,6 +167,8 @@ class _Place:
             self.begin.insert(0, table[run, 0])
             self.seen.insert(0, (table[run, 1], table[run, 2]))
         self.scale = self.width**-0.5
+        # the warpgroups' tokens, one's own first
+        self.parts = [lax.rem(self.me + i, jnp.int32(workers)) for i in range(workers)]
 
     def pieces(self):
         """(warpgroup, its rows, the place in the array) of every row of columns."""
@@ -242,7 +244,7 @@ class _Place:
     def scores(self, queries, keys):
         """In powers of two, a tile per warpgroup of keys, and their log-sum-exp [ROWS]."""
         found = []
-        for part in range(self.workers):
+        for part in self.parts:
             tile, hidden = self.product(queries, keys.at[part]) * (self.scale * LOG2E), self.hidden(part)
             found.append(tile if hidden is None else tile + hidden)
         top = functools.reduce(jnp.maximum, [tile.max(axis=1) for tile in found])
@@ -260,7 +262,7 @@ def _forward_body(place, out):
     place.load()
     scores, log = place.scores(q.at[place.me], k)
     acc = place.zeros()
-    for part, tile in enumerate(scores):
+    for part, tile in zip(place.parts, scores, strict=True):
         acc = place.add_product(acc, jnp.exp2(tile - _spread(log)), v.at[part])
     place.store(acc, out)
 
@@ -268,23 +270,23 @@ def _forward_body(place, out):
 def _backward_body(place, dq, dk, dv):
     q, k, v, d_out = place.held
     logs, changes = place.statistics
-    me, workers = place.me, range(place.workers)
+    me = place.me
     place.load()
     scores, log = place.scores(q.at[me], k)
     p = [jnp.exp2(tile - _spread(log)) for tile in scores]
-    d_p = [place.product(d_out.at[me], v.at[part]) for part in workers]
+    d_p = [place.product(d_out.at[me], v.at[part]) for part in place.parts]
     change = sum((a * b).sum(axis=1) for a, b in zip(p, d_p, strict=True))
     logs.at[me][...] = log
     changes.at[me][...] = change
     plgpu.commit_smem()
     plgpu.barrier_arrive(place.told)
     acc = place.zeros()
-    for part in workers:
-        acc = place.add_product(acc, p[part] * (d_p[part] - _spread(change)), k.at[part])
+    for part, tile, d_tile in zip(place.parts, p, d_p, strict=True):
+        acc = place.add_product(acc, tile * (d_tile - _spread(change)), k.at[part])
     place.store(acc * place.scale, dq)
     plgpu.barrier_wait(place.told)
     d_keys, d_values = place.zeros(), place.zeros()
-    for part in workers:  # as keys: queries lie across
+    for part in place.parts:  # as keys: queries lie across
         log = plgpu.load(logs.at[part], layout=COLUMN)
         change = plgpu.load(changes.at[part], layout=COLUMN)
         tile = place.product(k.at[me], q.at[part]) * (place.scale * LOG2E)

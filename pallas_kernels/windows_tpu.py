@@ -57,8 +57,8 @@ def refusal(q: Any, k: Any, v: Any, window, shift, sizes: Tiles | None = None) -
     pieces = found.tokens // np.prod(found.unit)
     if not found.whole and pieces > PIECES:
         return f"brings windows at borders in at most {PIECES} pieces, not {pieces}; choose even windows"
-    # q, k, v, d_out and three gradients, in two slots, and two of them in other orders or in float32; scores of a head
-    need = found.tokens * q.shape[4] * 128 * (14 + 8) * q.dtype.itemsize + 6 * found.tokens**2 * 4
+    # q, k, v, d_out and three gradients, in two slots, and sorted by heads; a head's scores and what follows from them
+    need = 21 * found.tokens * (-(-q.shape[4] // 8) * 8) * 128 * q.dtype.itemsize + 24 * found.tokens**2
     limit = (sizes or Tiles()).vmem_bytes
     if need > limit:
         return f"needs {need >> 20} MiB of fast memory for a window with all heads and may have {limit >> 20}"
@@ -105,7 +105,7 @@ _attention.defvjp(_forward, _backward)
 
 
 def _run(call, kernel, arrays, outputs):
-    """The kernel over all windows: ``kernel(work, allowed, *boxes) -> boxes``, as many as there are outputs."""
+    """The kernel over all heads of all windows: ``kernel(allowed, *matrices [n, K]) -> matrices``, as many as outputs."""
     like, found = arrays[0], call.boxes
     axes = found.axes
     counts = (like.shape[0], *map(len, axes))
@@ -119,8 +119,10 @@ def _run(call, kernel, arrays, outputs):
     def body(runs, places, *refs):
         sources, refs = refs[: len(arrays)], refs[len(arrays) :]
         targets, refs = refs[:outputs], refs[outputs:]
-        coming, leaving, came, left = refs[: len(arrays)], refs[len(arrays) : -2], *refs[-2:]
-        work = _Work(found, counts, runs, (sources, coming, came), (targets, leaving, left))
+        held, by_head = refs[: (len(refs) - 2) // 2], refs[(len(refs) - 2) // 2 : -2]
+        cut = lambda some: (some[: len(arrays)], some[len(arrays) :])
+        (coming, leaving), (came, left) = cut(held), refs[-2:]
+        work = _Work(found, counts, runs, (sources, coming, came), (targets, leaving, left), cut(by_head))
         work.step(kernel, places)
 
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
@@ -133,6 +135,7 @@ def _run(call, kernel, arrays, outputs):
             in_specs=[pl.BlockSpec(places.shape, lambda *_: (0, 0)), *[anywhere] * len(arrays)],
             out_specs=[anywhere] * outputs,
             scratch_shapes=[pltpu.VMEM((SLOTS, *box), like.dtype) for _ in range(len(arrays) + outputs)]
+            + [pltpu.VMEM((box[3], found.tokens, box[4]), like.dtype) for _ in range(len(arrays) + outputs)]
             + [pltpu.SemaphoreType.DMA((SLOTS,)) for _ in range(2)],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -146,8 +149,9 @@ def _run(call, kernel, arrays, outputs):
 class _Work:
     """One step of the grid, which is one window of one video."""
 
-    def __init__(self, found, counts, runs, inputs, outputs):
+    def __init__(self, found, counts, runs, inputs, outputs, by_head):
         self.boxes, self.counts, self.runs, self.inputs, self.outputs = found, counts, runs, inputs, outputs
+        self.sorted = by_head
         self.steps = int(np.prod(counts))
 
     def step(self, kernel, places):
@@ -164,14 +168,22 @@ class _Work:
 
         self.travel(at, self.inputs, inward=True, wait=True)
         allowed = self.allowed(at, places)
-        results = kernel(allowed, *(self.heads_first(buffer[slot]) for buffer in self.inputs[1]))
+        for buffer, by_head in zip(self.inputs[1], self.sorted[0], strict=True):
+            by_head[...] = jnp.swapaxes(buffer[slot].reshape(-1, *buffer.shape[4:]), 0, 1)
+
+        def head(number, _):  # one at a time: the scores of several do not fit registers
+            results = kernel(allowed, *(by_head[number] for by_head in self.sorted[0]))
+            for result, by_head in zip(results, self.sorted[1], strict=True):
+                by_head[number] = result.astype(by_head.dtype)
+
+        jax.lax.fori_loop(0, self.sorted[0][0].shape[0], head, None)
 
         @pl.when(at >= SLOTS)
         def _():  # what left from this slot before must be gone
             self.travel(at - SLOTS, self.outputs, inward=False, wait=True)
 
-        for buffer, result in zip(self.outputs[1], results, strict=True):
-            buffer[slot] = jnp.swapaxes(result, 0, 1).astype(buffer.dtype).reshape(buffer.shape[1:])
+        for buffer, by_head in zip(self.outputs[1], self.sorted[1], strict=True):
+            buffer[slot] = jnp.swapaxes(by_head[...], 0, 1).reshape(buffer.shape[1:])
         self.travel(at, self.outputs, inward=False, wait=False)
 
         @pl.when(at == self.steps - 1)
@@ -242,39 +254,34 @@ class _Work:
         parts = [places[axis : axis + 1, :] < length for axis, length in enumerate(lengths)]
         return functools.reduce(jnp.logical_and, parts)
 
-    def heads_first(self, box):
-        """[a, b, c, H, K] -> [H, n, K]."""
-        return jnp.swapaxes(box.reshape(-1, *box.shape[3:]), 0, 1)
 
-
-def _dot(a, b, contract, dtype):
-    """Batched over heads, summed in float32; in full precision for float32 arrays."""
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a, b, (contract, ((0,), (0,))), precision=precision, preferred_element_type=jnp.float32
-    )
+def _dot(a, b, contract):
+    """a b with the given axes contracted, summed in float32; in full precision for float32 arrays."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    axes = ((contract[0],), (contract[1],)), ((), ())
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _probabilities(allowed, q, k):
-    """float32 [H, queries, keys]."""
-    scores = _dot(q, k, ((2,), (2,)), q.dtype) * (q.shape[-1] ** -0.5)
+    """float32 [queries, keys]."""
+    scores = _dot(q, k, (1, 1)) * (q.shape[-1] ** -0.5)
     if allowed is not None:
-        scores = jnp.where(allowed[None], scores, NO_KEYS)
+        scores = jnp.where(allowed, scores, NO_KEYS)
     p = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
     return p / jnp.sum(p, axis=-1, keepdims=True)
 
 
 def _forward_kernel(allowed, q, k, v):
     p = _probabilities(allowed, q, k)
-    return (_dot(p.astype(v.dtype), v, ((2,), (1,)), v.dtype),)
+    return (_dot(p.astype(v.dtype), v, (1, 0)),)
 
 
 def _backward_kernel(allowed, q, k, v, d_out):
     p = _probabilities(allowed, q, k)
-    dv = _dot(p.astype(q.dtype), d_out, ((1,), (1,)), q.dtype)
-    d_p = _dot(d_out, v, ((2,), (2,)), q.dtype)
+    dv = _dot(p.astype(q.dtype), d_out, (0, 0))
+    d_p = _dot(d_out, v, (1, 1))
     d_scores = p * (d_p - jnp.sum(p * d_p, axis=-1, keepdims=True)) * (q.shape[-1] ** -0.5)
     d_scores = d_scores.astype(q.dtype)
-    dq = _dot(d_scores, k, ((2,), (1,)), q.dtype)
-    dk = _dot(d_scores, q, ((1,), (1,)), q.dtype)
+    dq = _dot(d_scores, k, (1, 0))
+    dk = _dot(d_scores, q, (0, 0))
     return dq, dk, dv

@@ -73,4 +73,4 @@ def test_refuses_with_a_reason():
     with pytest.raises(NotImplementedError, match="64 or 128 tokens"):
         ask(window=(4, 4, 4))
     with pytest.raises(NotImplementedError, match="grids that they divide"):
-        ask(grid=(8, 8, 20), shift=(2, 2, 4))
+        ask(grid=(8, 8, 18), shift=(2, 2, 4))
