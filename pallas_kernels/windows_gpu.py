@@ -37,6 +37,7 @@ Array = Any
 NO_KEYS = -1e30
 LOG2E = math.log2(math.e)
 ROWS = 64  # of a warpgroup: what one wgmma makes
+EIGHT = 8  # rows of a tile of shared memory, which TMA fills as a whole
 WIDE, ROW, COLUMN = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
 
 
@@ -52,8 +53,10 @@ def refusal(q: Any, k: Any, v: Any, window, shift) -> str | None:
     if q.shape[-1] not in (64, 128):
         return f"takes head widths 64 and 128, not {q.shape[-1]}"
     found = Boxes(q.shape[1:4], tuple(window), tuple(shift))
-    if found.tokens not in (ROWS, 2 * ROWS) or window[2] % 8:
+    if found.tokens not in (ROWS, 2 * ROWS) or window[2] % EIGHT:
         return f"takes windows of 64 or 128 tokens whose columns are a multiple of 8, not {tuple(window)}"
+    if shift[2] % EIGHT:
+        return f"shifts columns by a multiple of 8 only, not {shift[2]}: TMA brings whole tiles of 8 rows"
     for axis, n, w in zip(found.axes, found.grid, found.window, strict=True):
         if any(size < w and start and start + size < n for start, size in axis):
             return f"takes shifted windows on grids that they divide, not {tuple(window)} on {found.grid}"
@@ -107,9 +110,9 @@ def _run(call, body, arrays, outputs):
     like = arrays[0]
     # per axis and run: where its window begins, and which places of it there are
     tables = []
-    for axis, w, pad in zip(found.axes, found.window, pads, strict=True):
+    for axis, w, pad, unit in zip(found.axes, found.window, pads, (1, 1, EIGHT), strict=True):
         missing = [w - size if start == 0 else 0 for start, size in axis]
-        rows = [(s - m + pad, m, m + n) for (s, n), m in zip(axis, missing, strict=True)]
+        rows = [((s - m + pad) // unit, m, m + n) for (s, n), m in zip(axis, missing, strict=True)]
         tables.append(jnp.asarray(np.asarray(rows, np.int32)))
     workers = found.tokens // ROWS
     swizzle = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -166,6 +169,7 @@ class _Place:
             run, rest = lax.rem(rest, count), lax.div(rest, count)
             self.begin.insert(0, table[run, 0])
             self.seen.insert(0, (table[run, 1], table[run, 2]))
+        self.begin[2] *= EIGHT  # the compiler has to see that it is a multiple
         self.scale = self.width**-0.5
         # the warpgroups' tokens, one's own first
         self.parts = [lax.rem(self.me + i, jnp.int32(workers)) for i in range(workers)]

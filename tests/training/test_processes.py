@@ -28,13 +28,12 @@ from jaxvid.diffusion.schedule import RectifiedFlow
 from jaxvid.models.text_encoder import ByteTextEncoder
 from jaxvid.models.text_to_video import TextToVideo
 from jaxvid.models.video_dit import VideoDiT
-from jaxvid.nn.mixers.mate import mate
+from jaxvid.nn.mixers.attention import Attention
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.step import make_init, make_train_step, state_sharding
 from jaxvid.training.task import DiffusionTask
 
-mixer = mate(1, window=(2, 2, 2), head=8, window_head=8, state=4, expand=1)
-dit = VideoDiT(mixers=(mixer,), width=32, channels=3, patch=(1, 8, 8), head=8, text_width=16)
+dit = VideoDiT(mixers=(Attention(head=8),), width=32, channels=3, patch=(1, 8, 8), head=8, text_width=16)
 model = TextToVideo(dit=dit, text_encoder=ByteTextEncoder(width=16, layers=1, head=8))
 task, optimizer = DiffusionTask(model, Process(RectifiedFlow()), Vectorised(0.5)), optax.adam(1e-2)
 mesh = make_mesh(data=1, fsdp=-1)
