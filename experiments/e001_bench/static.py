@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What libtpu's final code says about a TPU kernel, without a TPU: bundles (about a cycle each), spilled vectors, use of units.
+"""What libtpu's final code says of a TPU kernel, without a TPU: bundles (about a cycle each), spilled vectors, units in use.
 
 python -m experiments.e001_bench.static --topology v6e:2x2 [--only windows]
 
