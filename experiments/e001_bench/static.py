@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v6e:2x2")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before anything imports jax
     from jaxvid.cli.plan_topology import check_compiler, devices, environment, parse_topology
 
     topology = parse_topology(args.topology)

@@ -138,4 +138,4 @@ with Checkpoints({str(tmp_path)!r}) as kept:
         jax.tree.map(close, (other.params, other.ema, other.opt_state), (whole.params, whole.ema, whole.opt_state))
 print("goes on")
 """
-    assert "goes on" in run_python(code, devices=8)
+    assert "goes on" in run_python(code, devices=8, timeout=1200)
