@@ -3,6 +3,7 @@
 # make test    the whole fast suite                                    make check   what CI asks: format, lint, types, tests
 # make kernels the tests that need an accelerator                      make clean   away with the environment and the caches
 # make interop the reference weights of Wan and SkyReels-V2 once more, in torch, and what is held against them
+# make bench   ours against the peers on this machine, tables in docs/benchmarks.md (make bench LEG=gpu on an H200)
 # make kernels-aot  kernels through the compilers of TPUs and of an H200, without either (about 500 MB of wheels)
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PINS = $(wildcard constraints/py$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 INSTALL = $(BIN)/python -m pip install -q --no-input --disable-pip-version-check $(addprefix -c ,$(PINS))
 
-.PHONY: demo setup test smoke check kernels kernels-aot interop clean
+.PHONY: demo setup test smoke check kernels kernels-aot bench interop clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -47,6 +48,12 @@ kernels-aot: $(VENV)/.installed-test
 	-$(BIN)/python -m pip install -q --no-deps libtpu nvidia-cuda-nvcc nvidia-nvvm \
 	  $$($(BIN)/python -c 'import jax; print("jax-cuda13-plugin==%s jax-cuda13-pjrt==%s" % ((jax.__version__,) * 2))')
 	$(BIN)/python -m pytest -q -m slow tests/pallas_kernels/test_aot.py $(PYTEST_ARGS)
+
+# torch is a peer, not a dependency: name an interpreter that has it with TORCH=...
+LEG ?= cpu
+TORCH ?= $(BIN)/python
+bench: $(VENV)/.installed
+	JAX_PLATFORMS=$${JAX_PLATFORMS-} $(BIN)/python -m experiments.e001_bench.run --leg $(LEG) --torch $(TORCH) --write docs/benchmarks.md
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info

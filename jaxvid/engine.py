@@ -15,6 +15,7 @@ import flax.core
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxvid import stages
 from jaxvid.data.text import encode_text
@@ -28,6 +29,7 @@ from jaxvid.sampling.rollout import begin
 from jaxvid.sampling.skip import skipping
 from jaxvid.sampling.solvers import by_name
 from jaxvid.sampling.windows import random_cuts
+from jaxvid.sharding import SEQUENCE
 from jaxvid.types import InputError
 
 
@@ -50,13 +52,16 @@ class Engine:
         text_length: int,
         tokenize=encode_text,
         keep: bool = False,
+        mesh: Mesh | None = None,
     ):
-        """``tokenize(text, length) -> int32 [length]``; ``keep``: the model's weights stay in the dtype that they have."""
+        """``tokenize(text, length) -> int32 [length]``; ``keep``: the model's weights stay in the dtype that they have;
+        ``mesh``: the devices among which the work is shared, None being one."""
         self.model, self.vae, self.process, self.text_length = model, vae, process, text_length
         self.tokenize = tokenize
-        self.params = restore_into(self._abstract_params(), params, "the model's weights", keep)
+        abstract = flax.core.meta.unbox(self._abstract_params())
+        self.params = restore_into(abstract, params, "the model's weights", keep)
         self.variables = restore_into(self._abstract_variables(), variables, "the autoencoder's weights")
-        self.executables, self.steady = stages.Executables(), {}
+        self.executables, self.steady = stages.Executables(mesh), {}
         self._on_device: dict[str, Any] = {}
         self._variants: dict[tuple[str, str], Any] = {}
         self._edited: dict[Any, Any] = {}
@@ -76,7 +81,7 @@ class Engine:
         def init(x, t, cond):
             return self.model.init(jax.random.key(0), x, t, cond)["params"]
 
-        return flax.core.meta.unbox(jax.eval_shape(init, x, t, cond))
+        return jax.eval_shape(init, x, t, cond)
 
     def _abstract_variables(self):
         side = self.vae.space_factor
@@ -88,6 +93,11 @@ class Engine:
         """The smallest height and width of latents that the network's patches divide."""
         patch = getattr(getattr(self.model, "dit", self.model), "patch", (1, 1, 1))
         return patch[1], patch[2]
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices among which the work is shared; None: one."""
+        return self.executables.mesh
 
     @property
     def beside(self) -> int:
@@ -102,7 +112,9 @@ class Engine:
     def weights(self, which: str) -> Any:
         """'params' or 'variables' where the computing is done; put there once."""
         if which not in self._on_device:
-            self._on_device[which] = jax.tree.map(jnp.asarray, getattr(self, which))
+            # the autoencoder is small, and its weights bear no names: it is whole everywhere
+            named = self._abstract_params() if which == "params" and self.mesh is not None else None
+            self._on_device[which] = self.executables.put(getattr(self, which), named)
         return self._on_device[which]
 
     def variant(self, which: str, dtype: str):
@@ -212,6 +224,7 @@ class Engine:
         settings = (dtype, request.solver, request.cache)
         rollout = self._begin(request, given.shape[1:], method)
         lead, window = np.float32(times[first]), method.window
+        self._check_mesh(window)
         numbers = method.noise_numbers()
         source = np.zeros_like(given) if source is None else source
         text = jax.tree.map(jnp.asarray, {name: told[name] for name in ("text", "text_mask", "null")})
@@ -295,6 +308,15 @@ class Engine:
                 held = [made[:, count:]]
                 yield done, total, "", made[:, :count]
         self.asked = int(carry.state.calls) if request.cache is not None else total
+
+    def _check_mesh(self, window: int) -> None:
+        ways = 1 if self.mesh is None else self.mesh.shape[SEQUENCE]
+        if window % ways:
+            able = [n for n in range(1, ways) if window % n == 0]
+            raise InputError(
+                f"{window} latent frames do not divide among the {ways} devices of the mesh's axis 'sequence'; "
+                f"use sequence={able[-1]}, or another length"
+            )
 
     def _rows(self, request, method, way, solver, row: int, levels, memory):
         """(key, function) of a row: guided if a frame's level is inside the interval, edited in a segment's first rows."""

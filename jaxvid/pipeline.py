@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxvid import stages
 from jaxvid.clip import Clip
@@ -43,7 +44,15 @@ class Pipeline:
       serves: sizes, rates and the greatest length that may be asked for. defaults: what a call takes when not told.
     """
 
-    def __init__(self, spec: Mapping[str, Any], params, variables, card: str = "", folder=None):
+    def __init__(
+        self,
+        spec: Mapping[str, Any],
+        params,
+        variables,
+        card: str = "",
+        folder=None,
+        mesh: Mesh | None = None,
+    ):
         self.spec, self.card, self.folder, self._kept = dict(spec), card, folder, []
         self.serves, self.defaults = dict(spec["serves"]), dict(spec["defaults"])
         for name in ("window", "overlap", "context"):  # a training config may write these among the defaults
@@ -57,13 +66,19 @@ class Pipeline:
 
             more["tokenize"] = load_tokenizer(pathlib.Path(folder or ".", "tokenizer"))
         keep = "imported" in spec
-        self.engine = Engine(model, vae, process, params, variables, self.text_length, keep=keep, **more)
+        self.engine = Engine(
+            model, vae, process, params, variables, self.text_length, keep=keep, mesh=mesh, **more
+        )
 
     # Coming and going
 
     @classmethod
-    def load(cls, path=None) -> Pipeline:
-        """The shipped model (no argument), a bundle's directory, or a training run's. Raises `InputError`."""
+    def load(cls, path=None, *, mesh: Mesh | None = None) -> Pipeline:
+        """The shipped model (no argument), a bundle's directory, or a training run's. Raises `InputError`.
+
+        mesh: of `jaxvid.sharding.make_mesh`, the devices that make a video together (None: one). The same request gives
+        the same video on any mesh, up to the rounding of sums in another order.
+        """
         if path is None and not is_bundle(SHIPPED):
             raise InputError(
                 f"no model is installed ({SHIPPED} is missing); give the directory of a bundle or a run"
@@ -78,10 +93,10 @@ class Pipeline:
         if is_bundle(path):
             card = path / "README.md"
             card = card.read_text(encoding="utf-8") if card.is_file() else ""
-            return cls(*load_bundle(path), card=card, folder=path)
+            return cls(*load_bundle(path), card=card, folder=path, mesh=mesh)
         if (path / "config.json").is_file():
             tuned = sorted(path.glob(f"*/bundle/{SPEC}"))  # what a run leaves that tuned an imported bundle
-            return cls.load(tuned[-1].parent) if tuned else cls(*_load_run(path))
+            return cls.load(tuned[-1].parent, mesh=mesh) if tuned else cls(*_load_run(path), mesh=mesh)
         raise InputError(
             f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path"
         )

@@ -67,7 +67,10 @@ def make_mesh(
 
 @contextlib.contextmanager
 def spread(mesh: Mesh | None) -> Iterator[None]:
-    """Networks that are traced inside the block spread their frames over the mesh's axis ``sequence``."""
+    """Networks that are traced inside the block spread their frames over the mesh's axis ``sequence``.
+
+    None is one device, and changes nothing.
+    """
     token = _spread.set(mesh)
     try:
         yield
@@ -96,6 +99,12 @@ def cut_frames(x: Any) -> Any:
             f"{x.shape[1]} frames do not divide among the {size} devices of 'sequence'; use {near} frames, or another mesh"
         )
     return _constrain(x, mesh, PartitionSpec(_rows(x, mesh), SEQUENCE))
+
+
+def cut_rows(x: Any) -> Any:
+    """``x[B, ...]`` with its rows laid over ``data`` and ``fsdp`` where they divide, inside `spread`; else as it is."""
+    mesh = _spread.get()
+    return x if mesh is None else _constrain(x, mesh, PartitionSpec(_rows(x, mesh)))
 
 
 def cut_channels(x: Any, heads: int) -> Any:

@@ -17,9 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from jaxvid.diffusion import guidance
 from jaxvid.diffusion.schedule import add_noise
+from jaxvid.models.vae_spread import chunk
 from jaxvid.sampling import rollout as rollout_
 from jaxvid.sampling import sample, stream
 from jaxvid.sampling.inpaint import inpainting
@@ -27,19 +29,24 @@ from jaxvid.sampling.noise import SHOWN, coherent_tail, numbered_noise
 from jaxvid.sampling.solvers import SOLVERS as SOLVERS
 from jaxvid.sampling.solvers import Solver
 from jaxvid.sampling.windows import WindowPlan, windowed
+from jaxvid.sharding import cut_rows, params_sharding, replicated, spread
 
 CHUNK = 8  # latent frames that are decoded at a time
 
 
 class Executables:
-    """Compiled functions by stage and shape.
+    """Compiled functions by stage and shape; with a mesh they run on all of its devices.
+
+    On a mesh, weights lie as `put` laid them; what else goes in and out, latents and the like, is whole on every device.
+    Inside, the network cuts rows over data and fsdp and frames over sequence, and its weights bring fsdp and tensor.
 
     Attributes:
       counts: how often each stage was compiled.
       seconds: how long that took, per stage.
     """
 
-    def __init__(self):
+    def __init__(self, mesh: Mesh | None = None):
+        self.mesh = mesh
         self.counts = collections.Counter()
         self.seconds = collections.Counter()
         self._made: dict[Any, Any] = {}
@@ -48,15 +55,41 @@ class Executables:
         """Whether ``get`` would find it ready."""
         return (stage, key, _signature(args)) in self._made
 
+    def put(self, tree, abstract=None):
+        """Weights where the computing is done: cut as their logical names say (``abstract``, in boxes), else whole."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        where = replicated(self.mesh) if abstract is None else params_sharding(self.mesh, abstract)
+        return jax.device_put(tree, where)
+
     def get(self, stage: str, key, function: Callable, args, donate: tuple[int, ...] = ()):
         """The executable of ``function(*args)``; ``key`` tells apart functions that close over different settings."""
         name = (stage, key, _signature(args))
         if name not in self._made:
             start = time.perf_counter()
-            self._made[name] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+            self._made[name] = self._compile(function, args, donate)
             self.counts[stage] += 1
             self.seconds[stage] += time.perf_counter() - start
         return self._made[name]
+
+    def _compile(self, function, args, donate):
+        if self.mesh is None:
+            return jax.jit(function, donate_argnums=donate).lower(*args).compile()
+        places = self._places(args)
+        out = {"in_shardings": places, "out_shardings": replicated(self.mesh)}
+        with spread(self.mesh):
+            made = jax.jit(function, donate_argnums=donate, **out).lower(*args).compile()
+        return lambda *args: made(*jax.device_put(args, places))
+
+    def _places(self, args):
+        """Where arguments lie: on the mesh as they are, or whole on every device."""
+        whole = replicated(self.mesh)
+
+        def place(leaf):
+            found = getattr(leaf, "sharding", None)
+            return found if isinstance(found, NamedSharding) and found.mesh == self.mesh else whole
+
+        return jax.tree.map(place, args)
 
 
 def _signature(args):
@@ -88,7 +121,7 @@ def encode_pixels(vae, first: bool) -> Callable:
 
     def run(variables, frames, memory):
         x = frames.astype(jnp.float32) / 127.5 - 1
-        return vae.apply(variables, x, memory, first, method="to_latents_chunk")
+        return chunk(vae, variables, x, memory, first, "to_latents_chunk")
 
     return run
 
@@ -97,7 +130,7 @@ def decode_latents(vae, first: bool) -> Callable:
     """``(variables, latents, memory) -> (uint8 [B, T, H, W, 3], memory, finite)``: one chunk of a video."""
 
     def run(variables, latents, memory):
-        x, memory = vae.apply(variables, latents, memory, first, method="from_latents_chunk")
+        x, memory = chunk(vae, variables, latents, memory, first, "from_latents_chunk")
         # Rounded, not cut off, and never from a NaN: `finite` is looked at before the frames are.
         return jnp.round((jnp.clip(x, -1, 1) + 1) * 127.5).astype(jnp.uint8), memory, jnp.isfinite(x).all()
 
@@ -188,7 +221,7 @@ def _denoiser(model, process, params, cond, null, scale, guided, way: Way = Way(
     extra = {} if extra is None else extra
 
     def network(x, t, cond, memory):
-        return model.apply({"params": params}, x, t, cond, memory)
+        return model.apply({"params": params}, cut_rows(x), t, cond, memory)
 
     if way.windows is not None:
         network = windowed(network, way.windows, extra.get("weight"))

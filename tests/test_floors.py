@@ -51,7 +51,7 @@ ONLY_IN = {
     "ml_collections": "jaxvid/config.py jaxvid/cli/ configs/ experiments/ tests/",
     "jax.default_backend": "jaxvid/ops/pick.py tests/",
     "tensorflow": "",
-    "torch": "experiments/e004_beside_diffusers/",  # which holds us against it
+    "torch": "experiments/e001_bench/peers.py experiments/e004_beside_diffusers/",  # which hold us against it
     "clu": "",
     "cv2": "",
     "imageio": "jaxvid/clip.py jaxvid/cli/ tests/",

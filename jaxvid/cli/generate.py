@@ -7,6 +7,7 @@ import pathlib
 import re
 
 from jaxvid.cli import main
+from jaxvid.cli.plan_topology import parse_mesh
 from jaxvid.cli.progress import Progress
 from jaxvid.cli.record import check_writable, outputs, record
 from jaxvid.types import InputError
@@ -69,6 +70,11 @@ def arguments(parser):
     add("--mask", metavar="MASK.png", help="bright where --video is to be made anew")
     add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
     add("--dtype", help="float32 or bfloat16")
+    add(
+        "--mesh",
+        metavar="data=2,sequence=4,...",
+        help="share the work among devices: rows (data), weights (fsdp, tensor), frames (sequence)",
+    )
     add("--fps", type=float, help="frames per second, one of those that the checkpoint serves")
     add("--size", help="N or HEIGHTxWIDTH, one of those that the checkpoint serves")
     add(
@@ -84,6 +90,7 @@ def run(options) -> None:
     outputs(options.out, 1)
     if options.contact_sheet:
         check_sheet(options.out, options.contact_sheet)
+    sizes = parse_mesh(options.mesh)
     progress = Progress()
     story = None
     if options.story is not None:
@@ -94,9 +101,12 @@ def run(options) -> None:
             progress.note("the story begins at 0 s, so PROMPT is not used")
 
     from jaxvid.pipeline import Pipeline
+    from jaxvid.sharding import make_mesh
 
     main.use_compilation_cache()
-    pipe = Pipeline.load(options.checkpoint)
+    # -1: what the other axes leave
+    mesh = make_mesh(**{"data": -1, **sizes}) if sizes else None
+    pipe = Pipeline.load(options.checkpoint, mesh=mesh)
     names = (
         "image",
         "last_image",

@@ -10,7 +10,10 @@ Ref: Wan: Open and Advanced Large-Scale Video Generative Models (2025), the auto
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvid.ops.conv import conv2d, conv3d
+from jaxvid.ops.shards import Shards
 from jaxvid.types import InputError
 
 SAME = ((1, 1), (1, 1))
@@ -51,11 +55,39 @@ def over(vector, dtype):
     return vector.astype(dtype)[None, None, None, None]
 
 
+_shards: contextvars.ContextVar[Shards | None] = contextvars.ContextVar("jaxvid_vae_shards", default=None)
+
+
+@contextlib.contextmanager
+def neighbours(shards: Shards) -> Iterator[None]:
+    """Inside, x is one device's part of a chunk whose frames are cut: its past is on the devices before it."""
+    token = _shards.set(shards)
+    try:
+        yield
+    finally:
+        _shards.reset(token)
+
+
 def past_of(x, frames, memory):
     """The frames before x, zeros where there is no memory."""
-    return (
+    past = (
         jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype) if memory is None else memory.astype(x.dtype)
     )
+    shards = _shards.get()
+    return past if shards is None else _past_of_neighbours(x, past, shards)
+
+
+def _past_of_neighbours(x, past, shards: Shards):
+    """The last frames of the devices before this one; ``past`` is what was before the first of them."""
+    frames, mine = past.shape[1], x.shape[1]
+    hops = min(-(-frames // mine), shards.size - 1)
+    before = [shards.send(x[:, -frames:], hop) for hop in range(hops, 0, -1)]
+    known = jnp.concatenate([past, *before], axis=1)[:, -frames:]
+    # of devices at the start the sequence goes less far back, and what came round from its end is not the past
+    age = frames - jnp.arange(frames)  # 1 is the frame just before x
+    far = shards.rank() * mine
+    old = jnp.take(past, jnp.clip(frames - age + far, 0, frames - 1), axis=1)
+    return jnp.where((age <= far)[None, :, None, None, None], known, old)
 
 
 class ChannelNorm(nn.Module):

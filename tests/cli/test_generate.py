@@ -174,6 +174,8 @@ def prepare_files(folder, pipe):
         (["a", "--seed", "1.5"], "--seed"),
         (["a", "--seed", "-1"], "seed=-1"),
         (["a", "--num", "0"], "num=0"),
+        (["a", "--mesh", "data=3"], "does not fill 1 devices"),
+        (["a", "--mesh", "rows=2"], "not axis=size"),
         (["a", "--steps", "0"], "steps=0"),
         (["a", "--steps", "many"], "--steps"),
         (["a", "--guidance", "nan"], "guidance=nan"),

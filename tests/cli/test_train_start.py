@@ -3,6 +3,7 @@
 
 import types
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ def value(tree):
 
 
 def test_a_student_begins_as_its_own_weights_or_as_its_teacher(files, tmp_path):
-    task = ConsistencyTask(None, Process())
+    task = ConsistencyTask(nn.Dense(1), Process())
     for node, wanted in (
         ({"teacher": files["teacher"]}, (2.0, 2.0)),
         ({"teacher": files["teacher"], "init": files["student"]}, (1.0, 2.0)),
@@ -52,7 +53,7 @@ def test_a_student_begins_as_its_own_weights_or_as_its_teacher(files, tmp_path):
 
 
 def test_teacher_and_critic_begin_the_same(files, tmp_path):
-    task = MatchingTask(None, Process())
+    task = MatchingTask(nn.Dense(1), Process())
     node = {"teacher": files["teacher"], "init": files["student"]}
     before = state({"student": weights(0.0), "critic": weights(0.0)}, teacher=weights(0.0))
     made = starter(stage(task, **node), str(tmp_path))(before)
@@ -67,6 +68,6 @@ def test_what_is_missing_or_too_much_is_named(files, tmp_path):
     made = starter(stage(plain, init=files["student"]), str(tmp_path))(state(weights(0.0)))
     assert value(made.params) == 1.0
     with pytest.raises(InputError, match="distils nothing"):
-        starter(stage(ConsistencyTask(None, Process()), init=files["student"]), str(tmp_path))
+        starter(stage(ConsistencyTask(nn.Dense(1), Process()), init=files["student"]), str(tmp_path))
     with pytest.raises(InputError, match="no use for one"):
         starter(stage(plain, teacher=files["teacher"]), str(tmp_path))

@@ -44,17 +44,22 @@ bf, f32 = jnp.bfloat16, jnp.float32
 S = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
 def step(f, inputs, outputs):  # values and gradients
-    count = len(inputs)
-    both = lambda *a: (lambda outs, back: (outs, back(a[count:])))(*jax.vjp(f, *a[:count]))
-    jax.jit(both).lower(*inputs, *outputs).compile()
+    def both(inputs, outputs):
+        outs, back = jax.vjp(f, *inputs)
+        return outs, back(outputs)
+    jax.jit(both).lower(inputs, outputs).compile()
 
 def attention(f, width):
     x = S(bf, 1, 4096, 8, width)
-    step(f, [x, x, x], [x, S(f32, 1, 4096, 8)])
+    step(f, [x, x, x], (x, S(f32, 1, 4096, 8)))
+
+def windows(f, shift):
+    x = S(bf, 1, 8, 16, 16, 8, 128)
+    step(lambda q, k, v: f(q, k, v, window=(4, 4, 8), shift=shift), [x, x, x], x)
 
 def scan(f):
     x, dt, b, h = S(bf, 1, 2048, 16, 64), S(f32, 1, 2048, 16), S(bf, 1, 2048, 1, 128), S(f32, 1, 16, 64, 128)
-    step(f, [x, dt, S(f32, 16), b, b, h], [x, h])
+    step(f, [x, dt, S(f32, 16), b, b, h], (x, h))
 
 from pallas_kernels.tiles import FULL, Near
 MASKS = [FULL, ((Near(None, 0),),), ((Near(500, 300),),)]
@@ -65,11 +70,13 @@ MASKS = [FULL, ((Near(None, 0),),), ((Near(500, 300),),)]
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_compiles_for_tpu(topology, run_python):
     work = """
-from pallas_kernels import attention_tpu, ssd_tpu
+from pallas_kernels import attention_tpu, ssd_tpu, windows_tpu
 for width in (64, 128):
     for mask in MASKS:
         attention(lambda q, k, v: attention_tpu.attention(q, k, v, mask=mask), width)
 scan(ssd_tpu.ssd)
+for shift in ((0, 0, 0), (2, 2, 4)):
+    windows(windows_tpu.attention, shift)
 print("compiled")
 """
     assert "compiled" in run_python(TPU.format(topology=topology) + SHAPES + work, timeout=1800)
@@ -83,7 +90,7 @@ def test_compiles_for_hopper_with_few_spills(run_python):
     """Spilled bytes per kernel; dk and dv at width 128 and the scan backwards fill all registers."""
     work = """
 import contextlib, json, re, sys, tempfile
-from pallas_kernels import attention_gpu, ssd_gpu
+from pallas_kernels import attention_gpu, ssd_gpu, windows_gpu
 with tempfile.TemporaryFile() as said:
     kept, old = os.dup(2), os.dup(1)
     os.dup2(said.fileno(), 1); os.dup2(said.fileno(), 2)
@@ -91,12 +98,15 @@ with tempfile.TemporaryFile() as said:
         for mask in MASKS:
             attention(lambda q, k, v: attention_gpu.attention(q, k, v, mask=mask), width)
     scan(ssd_gpu.ssd)
+    for shift in ((0, 0, 0), (2, 2, 0)):
+        windows(windows_gpu.attention, shift)
     os.dup2(old, 1); os.dup2(kept, 2)
     said.seek(0)
     text = said.read().decode(errors="replace")
 print(json.dumps(re.findall(r"properties for (\\S+).*?(\\d+) bytes spill stores", text, re.S)))
 """
     found = json.loads(run_python(CUDA + SHAPES + work, timeout=1800).splitlines()[-1])
-    assert len(found) == 3 * 2 * 3 + 2, found
+    assert len(found) == 3 * 2 * 3 + 2 + 2 * 2, found
+    print(found)  # for the page: pytest -rP
     for name, spilled in found:
         assert int(spilled) <= (150 if re.search("dkv|ssd_backward", name) else 0), found

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvid.nn.mixers.window import Window, geometry, merge, partition, regions
+from jaxvid.nn.mixers.window import Window, geometry
+from jaxvid.ops.windows import merge, regions, sort_into_windows
 
 
 def oracle_mask(grid, window, shift):
@@ -47,8 +48,8 @@ def test_windowed_equals_masked_full_attention(grid, window, shifted):
         x = np.roll(x, [-s for s in shift], (1, 2, 3))
         return np.pad(x, [(0, 0), *((0, p - n) for n, p in zip(grid, padded, strict=True)), (0, 0)])
 
-    qw, kw, vw = (np.asarray(partition(roll_pad(a), window)) for a in (q, k, v))
-    ids = np.tile(partition(regions(grid, window, shift)[None], window), (2, 1))
+    qw, kw, vw = (np.asarray(sort_into_windows(roll_pad(a), window)) for a in (q, k, v))
+    ids = np.tile(sort_into_windows(regions(grid, window, shift)[None], window), (2, 1))
     allowed = ids[:, :, None] == ids[:, None]
 
     def softmax_attend(q, k, v, mask):

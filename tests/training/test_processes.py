@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two real processes that talk through gloo learn what one process learns; a checkpoint goes on elsewhere."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# A small model of the shapes world, in pixels, with its parameters cut over both processes.
+TRAIN = """
+import json, sys
+import jax
+process, count, port = (int(a) for a in sys.argv[1:])
+if count > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", count, process, initialization_timeout=120)
+import numpy as np, optax
+from jaxvid.data.pipeline import Bucket, batches
+from jaxvid.data.shapes import ShapesSource
+from jaxvid.diffusion.levels import Vectorised
+from jaxvid.diffusion.process import Process
+from jaxvid.diffusion.schedule import RectifiedFlow
+from jaxvid.models.text_encoder import ByteTextEncoder
+from jaxvid.models.text_to_video import TextToVideo
+from jaxvid.models.video_dit import VideoDiT
+from jaxvid.nn.mixers.attention import Attention
+from jaxvid.sharding import make_mesh, put_batch
+from jaxvid.training.step import make_init, make_train_step, state_sharding
+from jaxvid.training.task import DiffusionTask
+
+dit = VideoDiT(mixers=(Attention(head=8),), width=32, channels=3, patch=(1, 8, 8), head=8, text_width=16)
+model = TextToVideo(dit=dit, text_encoder=ByteTextEncoder(width=16, layers=1, head=8))
+task, optimizer = DiffusionTask(model, Process(RectifiedFlow()), Vectorised(0.5)), optax.adam(1e-2)
+mesh = make_mesh(data=1, fsdp=-1)
+data = batches(ShapesSource(), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0, text_length=32,
+               spans=(2,), threads=0, process_index=process, process_count=count)
+first = next(data)
+shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), first)
+places = state_sharding(mesh, task, optimizer, shapes)[1]
+state = make_init(task, optimizer, mesh, places)(jax.random.key(0), put_batch(first, mesh))
+cut = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.sharding.is_fully_replicated]
+assert bool(cut) == (count > 1)
+step, losses = make_train_step(task, optimizer, mesh, places), []
+for host in (first, next(data), next(data)):
+    state, metrics = step(state, put_batch(host, mesh))
+    losses += [float(metrics["loss"]), float(metrics["grad_norm"])]
+print(json.dumps(losses), flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def losses(count: int) -> list[list[float]]:
+    """Of every process: loss and norm of the gradient of three steps."""
+    try:
+        port = str(free_port())
+    except OSError as error:
+        pytest.skip(f"no port of this machine can be listened on ({error}), so processes cannot talk")
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAIN, str(i), str(count), port],
+            env=env,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=900) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, err) in zip(running, said, strict=True):
+        if "gloo" in err.lower() and ("not compiled" in err or "unavailable" in err.lower()):
+            pytest.skip("this jaxlib has no gloo, so processes cannot talk on a CPU")
+        assert process.returncode == 0, err[-3000:]
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+def test_two_processes_learn_what_one_does():
+    [one] = losses(1)
+    first, second = losses(2)
+    assert first == second, "both see the same losses"
+    assert first == pytest.approx(one, rel=1e-4)
+    assert len(set(one)) == 6, "something is learnt"
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_with_two_and_with_one(run_python, tmp_path):
+    code = f"""
+import jax, numpy as np
+from jaxvid.io.checkpoint import Checkpoints
+from jaxvid.sharding import make_mesh, put_batch
+from jaxvid.training.step import make_init, make_train_step, state_sharding
+from tests.training.tiny import TinyTask, tiny_data, tiny_optimizer
+
+task, optimizer = TinyTask(), tiny_optimizer()
+with tiny_data() as data:
+    hosts = [b for b, _ in zip((b for b in data if b[0].x.shape[0] == 8), range(4))]
+
+def ready(**sizes):
+    count = int(np.prod(list(sizes.values())))
+    mesh = make_mesh(**sizes, devices=jax.devices()[:count])
+    shapes, places = state_sharding(mesh, task, optimizer, hosts[0])
+    return mesh, shapes, places, make_train_step(task, optimizer, mesh, places)
+
+def go(state, step, mesh, some):
+    for host in some:
+        state, metrics = step(state, put_batch(host, mesh))
+    return state, [float(metrics["loss"]), float(metrics["grad_norm"])]
+
+mesh, shapes, places, step = ready(data=2, fsdp=4)
+state = make_init(task, optimizer, mesh, places)(jax.random.key(0), put_batch(hosts[0], mesh))
+state, _ = go(state, step, mesh, hosts[:2])
+assert state.params["table"].sharding.spec[1] == "fsdp"
+with Checkpoints({str(tmp_path)!r}) as kept:
+    kept.save(2, state, {{}})
+    kept.wait()
+    whole, said = go(state, step, mesh, hosts[2:])
+    for sizes in (dict(data=1, fsdp=2), dict(data=1)):
+        mesh, shapes, places, step = ready(**sizes)
+        restored, _ = kept.restore(2, shapes, places)
+        other, theirs = go(restored, step, mesh, hosts[2:])
+        np.testing.assert_allclose(theirs, said, rtol=1e-5)
+        close = lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+        jax.tree.map(close, (other.params, other.ema, other.opt_state), (whole.params, whole.ema, whole.opt_state))
+print("goes on")
+"""
+    assert "goes on" in run_python(code, devices=8, timeout=1200)
