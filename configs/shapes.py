@@ -3,9 +3,9 @@
 
     python -m experiments.run --config=configs/shapes.py --workdir=runs/shapes
 
-Most batches are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow to
-learn is what the words look like. Noise leans upward because objects are few and large on plain ground: where and what
-an object is gets decided at t > 0.8. What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware,
+Half of the batches are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow
+to learn is what the words look like. Noise leans upward because objects are few and large on plain ground: where an
+object is gets decided at t > 0.8, what it is below. What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware,
 time, losses, and what the reader of the shapes world makes of the result.
 """
 
@@ -40,8 +40,8 @@ def get_config():
     s.data = call(
         batches,
         buckets=(
-            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.35, clips=4096),
-            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.65),
+            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.5, clips=4096),
+            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.5),
         ),
         fps=16.0,
         seed=0,
@@ -67,13 +67,13 @@ def get_config():
             text_encoder=call(ByteTextEncoder, width=128, layers=1, pool=4, runs=(3, 5, 8)),
         ),
         process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),
-        levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=1.9, std=1.4)),
+        levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=1.3, std=1.5)),
         given=call(
             Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)
         ),
         drop_text=0.1,
     )
-    rate = call(cosine, peak=1.2e-3, steps=STEPS, warmup=100, end=0.02)
+    rate = call(cosine, peak=1.1e-3, steps=STEPS, warmup=100, end=0.02)
     s.optimizer = call(adamw, rate=rate, decay=0.01, clip=1.0)
     s.train = call(
         Settings, steps=STEPS, ema=0.998, log_every=50, eval_every=2000, save_every=500, save_minutes=4.0
