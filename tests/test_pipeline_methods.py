@@ -149,11 +149,11 @@ def test_prompts_over_time_reach_every_method(pipe):
         told = pipe(story=story, seconds=LONG, seed=3, method=name, guidance=1, **options)
         alone = make(pipe, name, **options)
         assert np.abs(told.latents - alone.latents)[-4:].max() > 1e-3
-    told, plain = (
+    moved, plain = (
         pipe(story=story, seconds=LONG, seed=3, method="freenoise", guidance=2, inject=inject).latents
         for inject in (True, False)
     )
-    assert np.abs(told - plain).max() > 1e-3  # motion is injected where there is a story
+    assert np.abs(moved - plain).max() > 1e-3  # motion is injected where there is a story
     faded = pipe(story=story, seconds=LONG, seed=3, method="genl", guidance=1, fade=2.0)
     assert np.abs(faded.latents - told.latents).max() > 1e-4 and faded.recipe["fade"] == 2.0
     with pytest.raises(InputError, match="fade=7 is longer than the 6 s"):

@@ -183,13 +183,15 @@ def drawn_like(case: Case, args: Any) -> Any:
 
 def compile_all(leg: str, only: str) -> None:
     """Through the compiler of an H200, without one; needs jax's CUDA plugin (the extra cuda13)."""
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
     from jaxvid.cli.plan_topology import check_compiler, devices, parse_topology
 
     topology = parse_topology("h200:1")
     check_compiler(topology)
-    place = NamedSharding(Mesh(np.array(devices(topology)[:1]), ("x",)), PartitionSpec())
+    place = NamedSharding(
+        Mesh(np.array(devices(topology)[:1]), ("x",), axis_types=(AxisType.Auto,)), PartitionSpec()
+    )
     for case in cases(leg):
         if only not in case.name:
             continue

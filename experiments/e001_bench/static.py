@@ -107,9 +107,11 @@ def main() -> None:
         os.environ.update(environment(topology, 1), LIBTPU_INIT_ARGS=dump)
         import jax
         import numpy as np
-        from jax.sharding import Mesh, NamedSharding, PartitionSpec
+        from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-        place = NamedSharding(Mesh(np.array(devices(topology)[:1]), ("x",)), PartitionSpec())
+        place = NamedSharding(
+            Mesh(np.array(devices(topology)[:1]), ("x",), axis_types=(AxisType.Auto,)), PartitionSpec()
+        )
         shape = lambda dtype, *sizes: jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
         for name, run, arguments in cases(shape):
             if args.only in name:

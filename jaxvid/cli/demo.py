@@ -14,12 +14,12 @@ from jaxvid.types import InputError
 
 SECONDS = 60
 STORY = (
-    (0, "a large red star spins on a black background"),
-    (10, "a large red star slides left and right on a black background"),
-    (20, "a large yellow star slides left and right on a black background"),
-    (30, "a large yellow square slides left and right on a black background"),
-    (40, "a large yellow square circles clockwise on a black background"),
-    (50, "a large cyan square circles clockwise on a black background"),
+    (0, "a large yellow circle stays still on a white background"),
+    (10, "a large yellow circle slides left and right on a white background"),
+    (20, "a large cyan circle slides left and right on a white background"),
+    (30, "a large cyan ring slides left and right on a white background"),
+    (40, "a large cyan ring circles clockwise on a white background"),
+    (50, "a large magenta ring circles clockwise on a white background"),
 )
 
 

@@ -46,7 +46,9 @@ def jaxvid(monkeypatch, capsys, bundle, pipe, tmp_path):
     """`jaxvid("generate", ...)`: the command line in this process, the toy bundle being loaded once and for all."""
     load = Pipeline.load.__func__
     monkeypatch.setattr(
-        Pipeline, "load", classmethod(lambda cls, path=None: pipe if path == bundle else load(cls, path))
+        Pipeline,
+        "load",
+        classmethod(lambda cls, path=None, **more: pipe if path == bundle else load(cls, path, **more)),
     )
     monkeypatch.setattr(main, "use_compilation_cache", lambda: None)
     monkeypatch.delenv("JAXVID_TRACEBACK", raising=False)
