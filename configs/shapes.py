@@ -5,8 +5,10 @@
 
 Half of the batches are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow
 to learn is what the words look like. Noise leans upward because objects are few and large on plain ground: where an
-object is gets decided at t > 0.8, what it is below. What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware,
-time, losses, and what the reader of the shapes world makes of the result.
+object is gets decided at t > 0.8, what it is below.
+
+What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware, time, losses, and what the reader of
+the shapes world makes of the result.
 """
 
 import ml_collections
