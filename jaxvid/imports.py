@@ -7,6 +7,7 @@ under ``imported``, what an export needs; a directory of single networks has a p
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvid.config import SAFE, build, to_json
+from jaxvid.data.tokens import load_tokenizer
 from jaxvid.io.bundle import CARD, FORMAT, MODEL, SPEC, VAE, VERSION, is_bundle, load_spec, read_json
 from jaxvid.io.interop import check, compare, convert
 from jaxvid.io.lazy import Stored, from_array, open_safetensors, total_bytes, write_arrays
@@ -49,6 +51,8 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
     spec = description(repo, sizes) if whole else None
     if spec is not None and _narrow(repo):
         spec["defaults"]["dtype"] = "bfloat16"
+    if spec is not None and all(map(importlib.util.find_spec, ("tokenizers", "sentencepiece"))):
+        load_tokenizer(repo.tokenizer)  # a damaged one is told now, and not by the first prompt
     made: dict[str, dict[str, Stored]] = {}
     for name, part in repo.parts.items():
         node = describe(part)
@@ -60,6 +64,9 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
         found = convert(leaves, shapes, part.weights)
         made[name] = {**{n: zeros(s) for n, s in shapes.items() if n not in found}, **found}
     yield f"licence: {licence_of(repo)}"
+    if spec is None:
+        lack = ", ".join(name for name in ("dit", "vae", "umt5") if name not in repo.parts)
+        yield f"single networks and no pipeline: {lack} not there"
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:

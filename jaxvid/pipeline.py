@@ -97,6 +97,11 @@ class Pipeline:
         if (path / "config.json").is_file():
             tuned = sorted(path.glob(f"*/bundle/{SPEC}"))  # what a run leaves that tuned an imported bundle
             return cls.load(tuned[-1].parent, mesh=mesh) if tuned else cls(*_load_run(path), mesh=mesh)
+        if (pathlib.Path(path) / "parts.json").is_file():
+            raise InputError(
+                f"{path} holds single networks and no pipeline; import a folder that has the transformer, the"
+                " autoencoder, the text encoder and the tokenizer"
+            )
         raise InputError(
             f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path"
         )

@@ -42,6 +42,7 @@ def arguments(parser):
 
 def run(options) -> None:
     """Prints a report per part, the licence, and the directory on the last line of standard output."""
+    from jaxvid.cli.verify import load_reference
     from jaxvid.imports import import_repo
     from jaxvid.io.wan_repo import FAMILIES, open_repo
 
@@ -50,6 +51,8 @@ def run(options) -> None:
     start = time.perf_counter()
     target = pathlib.Path(options.to)
     repo = open_repo(fetched(options.source, options.revision), options.family)
+    for file in options.verify:
+        _speaks_of(load_reference(file), file)  # what is no reference is told before anything is written
     sizes = [list(parse_size(size)) for size in options.size]
     for line in import_repo(repo, target, sizes or None, options.partial):
         print(line)
@@ -80,7 +83,10 @@ def fetched(source: str, revision: str | None) -> pathlib.Path:
         )
     except Exception as error:  # noqa: BLE001 (the hub has dozens)
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{source} cannot be fetched ({type(error).__name__}: {said})") from None
+        raise InputError(
+            f"{source} cannot be fetched ({type(error).__name__}: {said}); check the name and the network, or give a"
+            " folder that it was downloaded to"
+        ) from None
 
 
 def verify(target: pathlib.Path, files: list[str]) -> None:

@@ -59,7 +59,10 @@ class FolderSource:
         entries, self.bad = scan(path, limits=limits, cache=cache)
         self.entries = _split(entries, split, held_out)
         if not self.entries:
-            raise InputError(f"{path} has too few files for split={split!r}; add some or use another split")
+            raise InputError(
+                f"{path} has too few files, or too short ones, for split={split!r} with held_out={held_out}; add some, raise"
+                " held_out, or use another split"
+            )
         counts = [1 if e.image else max(1, math.ceil((e.end - e.start) / stride)) for e in self.entries]
         self.ends = list(itertools.accumulate(counts))  # of each entry's clips in the numbering of all
         self.videos = [place for place, entry in enumerate(self.entries) if not entry.image]

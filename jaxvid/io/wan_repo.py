@@ -147,9 +147,9 @@ def _read_config(folder: pathlib.Path, part: str) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON ({error}); fetch it again") from None
-    said = (
-        str(config.get("_class_name") or config.get("model_type") or "") if isinstance(config, dict) else ""
-    )
+    if not isinstance(config, dict):
+        raise InputError(f"{file} holds a {type(config).__name__} and not names with values; fetch it again")
+    said = str(config.get("_class_name") or config.get("model_type") or "")
     meant = (
         "vae"
         if "Autoencoder" in said
@@ -159,7 +159,7 @@ def _read_config(folder: pathlib.Path, part: str) -> dict[str, Any]:
         if "clip" in said
         else "dit"
     )
-    return config if isinstance(config, dict) and meant == part else {}
+    return config if meant == part else {}
 
 
 def _family(parts: Mapping[str, Part], path: str) -> str:
@@ -226,11 +226,14 @@ def describe(part: Part, family: str = "wan21-1.3b") -> dict[str, Any]:
         return {"kind": "jaxvid.models.clip_vision:ClipVision", **sizes, "heads": heads, "act": act}
     width, taken, *_ = shape("patch_embedding.weight", 5)
     channels = shape("proj_out.weight", 2)[0] // 4
-    heads = config.get("num_attention_heads") or config.get("num_heads") or max(1, width // 128)
+    heads = config.get("num_attention_heads", config.get("num_heads", max(1, width // 128)))
     if type(heads) is not int or heads < 1 or width % heads:
         raise InputError(
             f"{weights.source}: {heads!r} heads do not divide the width {width}; correct its config.json"
         )
+    eps = config.get("eps", 1e-6)
+    if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
+        raise InputError(f"{weights.source}: eps {eps!r} is no small number above 0; correct its config.json")
     level, about = "condition_embedder.time_embedder.linear_1.weight", "condition_embedder."
     if f"{about}image_embedder.pos_embed" in arrays:
         raise InputError(
@@ -245,7 +248,7 @@ def describe(part: Part, family: str = "wan21-1.3b") -> dict[str, Any]:
         beside=taken - channels,
         text_width=shape(f"{about}text_embedder.linear_1.weight", 2)[1],
         level_channels=shape(level, 2)[1],
-        eps=float(config.get("eps", 1e-6)),
+        eps=float(eps),
     )
     if f"{about}image_embedder.norm1.weight" in arrays:
         sizes["image_width"] = shape(f"{about}image_embedder.norm1.weight", 1)[0]

@@ -255,11 +255,21 @@ def test_verify_prints_and_fails(root, bundle, capsys, tmp_path):
     "damage, message",
     [
         (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer"),
+        (lambda p: (p / "tokenizer" / "tokenizer.json").write_text("{}"), "is not a tokenizer"),
         (lambda p: shutil.rmtree(p / "vae"), "^dit"),
         (lambda p: _cut(next((p / "transformer").glob("*-00002-of-*"))), "truncated"),
         (lambda p: next((p / "transformer").glob("*-00002-of-*")).unlink(), "which is not there"),
         (lambda p: (p / "transformer" / "config.json").write_text("{"), "is not JSON"),
         (lambda p: dump(p / "transformer" / "config.json", {"num_attention_heads": 7}), "do not divide"),
+        (
+            lambda p: dump(p / "transformer" / "config.json", {"num_attention_heads": 0}),
+            "0 heads do not divide",
+        ),
+        (
+            lambda p: dump(p / "transformer" / "config.json", {"num_attention_heads": 2, "eps": None}),
+            "eps None",
+        ),
+        (lambda p: dump(p / "transformer" / "config.json", [1]), "holds a list"),
         (lambda p: (p / "vae" / "config.json").unlink(), None),
         (lambda p: _nan(p), "holds NaN"),
         (lambda p: (p / "transformer_2").mkdir(), "two experts"),
@@ -338,6 +348,16 @@ def _nan(root: pathlib.Path):
     arrays = foreign("vae")
     arrays["quant_conv.bias"][0] = np.nan
     write_sharded(root / "vae", "diffusion_pytorch_model", stored(arrays), 200_000)
+
+
+def test_single_networks_are_said_to_be_no_pipeline(root, bundle, tmp_path, capsys):
+    argv = ["import", str(root / "diffusers" / "transformer"), "--to", str(tmp_path / "part")]
+    assert main.call([*argv, "--verify", str(tmp_path / "none.npz")]) == 2
+    assert "no file of references" in capsys.readouterr().err and not (tmp_path / "part").exists()
+    assert main.call(argv) == 0
+    assert "single networks and no pipeline: vae, umt5 not there" in capsys.readouterr().out
+    assert main.call(["generate", "a cat", "--checkpoint", str(tmp_path / "part")]) == 2
+    assert "holds single networks" in capsys.readouterr().err
 
 
 def test_keys_that_are_missing_fail_unless_told_otherwise(tmp_path, capsys):
