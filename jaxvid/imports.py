@@ -49,6 +49,8 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
         raise InputError(f"{target} exists; choose an empty or new directory")
     whole = {"dit", "vae", "umt5"} <= set(repo.parts)
     spec = description(repo, sizes) if whole else None
+    if spec is not None:
+        _check_sizes(spec)
     if spec is not None and _narrow(repo):
         spec["defaults"]["dtype"] = "bfloat16"
     if spec is not None and all(map(importlib.util.find_spec, ("tokenizers", "sentencepiece"))):
@@ -82,6 +84,16 @@ def import_repo(repo: Repo, target, sizes=None, partial: bool = False) -> Iterat
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     yield f"{total_bytes(a for arrays in made.values() for a in arrays.values()) / 1e9:.3f} GB of weights"
+
+
+def _check_sizes(spec) -> None:
+    """Raises InputError for sizes that the autoencoder and the patches do not divide."""
+    factor, patch = build(spec["vae"]).space_factor, build(spec["model"]).dit.patch
+    for height, width in spec["serves"]["sizes"]:
+        if height % (factor * patch[1]) or width % (factor * patch[2]):
+            raise InputError(
+                f"size {height}x{width} is not a multiple of {factor * patch[1]}x{factor * patch[2]}; give --size another"
+            )
 
 
 def _narrow(repo: Repo) -> bool:

@@ -360,6 +360,12 @@ def test_single_networks_are_said_to_be_no_pipeline(root, bundle, tmp_path, caps
     assert "holds single networks" in capsys.readouterr().err
 
 
+def test_sizes_that_do_not_divide_are_refused(root, tmp_path, capsys):
+    argv = ["import", str(root / "diffusers"), "--to", str(tmp_path / "odd"), "--size", "33x48"]
+    assert main.call(argv) == 2
+    assert "33x48 is not a multiple of 16x16" in capsys.readouterr().err and not (tmp_path / "odd").exists()
+
+
 def test_keys_that_are_missing_fail_unless_told_otherwise(tmp_path, capsys):
     arrays = foreign("umt5")
     arrays["encoder.final_layer_norm.weigth"] = arrays.pop("encoder.final_layer_norm.weight")
