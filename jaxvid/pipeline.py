@@ -26,7 +26,8 @@ from jaxvid.config import SAFE, build
 from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
-from jaxvid.request import make_request, read_clip, read_images, read_mask, read_picture
+from jaxvid.pixels import read_clip, read_images, read_mask, read_picture
+from jaxvid.request import make_request
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
 from jaxvid.types import InputError

@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import math
 import operator
-import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -182,7 +181,7 @@ def _solver(asked, only: str | None, method: str, defaults: Mapping[str, Any], a
     """The solver that was asked for, the one that a method works with, or the checkpoint's."""
     if asked is not None and only not in (None, asked):
         raise InputError(
-            f"solver={_short(asked)} and method {method!r}, which works with {only!r} only; leave the solver out"
+            f"solver={short(asked)} and method {method!r}, which works with {only!r} only; leave the solver out"
         )
     return choice(only or asked or defaults.get("solver", "euler"), "solver", among)
 
@@ -192,7 +191,7 @@ def _interval(value) -> tuple[float, float]:
         return 0.0, 1.0
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise InputError(
-            f"guidance_interval={_short(value)} is not two noise levels; give (low, high), as (0.2, 0.9)"
+            f"guidance_interval={short(value)} is not two noise levels; give (low, high), as (0.2, 0.9)"
         )
     low, high = (number(one, "guidance_interval", least=0) for one in value)
     if not low < high <= 1:
@@ -223,7 +222,7 @@ def _strength(value) -> float:
 def number(value, name: str, *, above: float | None = None, least: float | None = None) -> float:
     """A finite float, above or at least a bound. Raises `InputError`."""
     if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
-        raise InputError(f"{name}={_short(value)} is of type {type(value).__name__}; give a number")
+        raise InputError(f"{name}={short(value)} is of type {type(value).__name__}; give a number")
     value = float(value)
     bound = (
         f" greater than {above:g}"
@@ -249,11 +248,11 @@ def whole(value, name: str, least: int, most: int) -> int:
         value = operator.index(value)
     except TypeError:
         raise InputError(
-            f"{name}={_short(value)} is of type {type(value).__name__}; give a whole number"
+            f"{name}={short(value)} is of type {type(value).__name__}; give a whole number"
         ) from None
     if not least <= value <= most:
         raise InputError(
-            f"{name}={_short(value)} is not in {least}..{most}; give a whole number in that range"
+            f"{name}={short(value)} is not in {least}..{most}; give a whole number in that range"
         )
     return value
 
@@ -262,11 +261,12 @@ def choice(value, name: str, among: Iterable[str]) -> str:
     """One of some names. Raises `InputError` with the list."""
     among = tuple(among)
     if value not in among:
-        raise InputError(f"{name}={_short(value)} is unknown; choose one of {', '.join(among)}")
+        raise InputError(f"{name}={short(value)} is unknown; choose one of {', '.join(among)}")
     return value
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """A value as an error can show it, in at most 50 characters."""
     text = repr(value)
     return text if len(text) <= 50 else text[:47] + "..."
 
@@ -290,7 +290,7 @@ def _served_size(size, serves) -> tuple[int, int]:
     if isinstance(size, (list, tuple)):
         if len(size) != 2:
             raise InputError(
-                f"size={_short(size)} is not a size; give (height, width), or one number for both"
+                f"size={short(size)} is not a size; give (height, width), or one number for both"
             )
         size = tuple(whole(side, "size", 1, 1 << 16) for side in size)
     else:
@@ -351,69 +351,3 @@ def _seeds(seed, count: int) -> tuple[int, ...]:
         return seeds
     first = whole(seed, "seed", 0, most)
     return tuple((first + i) & most for i in range(count))
-
-
-def read_picture(value, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] of ``size`` from a path, a PIL image or an array; resized and cropped to it. Raises `InputError`."""
-    from jaxvid.data.images import fit, read_image
-
-    if isinstance(value, (str, os.PathLike)):
-        return read_image(value, size)
-    if hasattr(value, "convert"):  # a PIL image
-        value = np.asarray(value.convert("RGB"))
-    return fit(_pixels(value, 3, "an image is a path, a PIL image or uint8 [H, W, 3]"), *size)
-
-
-def read_clip(value, fps: float, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [T, H, W, 3] at ``fps`` and of ``size`` from a path, a `Clip` or an array (taken to be at ``fps``)."""
-    from jaxvid.data.decode import read_video
-    from jaxvid.data.images import fit
-
-    if isinstance(value, (str, os.PathLike)):
-        return read_video(value, fps=fps, size=size)[0]
-    if hasattr(value, "frames") and hasattr(value, "fps"):
-        if value.fps != fps:
-            raise InputError(
-                f"the clip has {value.fps:g} frames per second, not {fps:g}; save it and give the file"
-            )
-        value = value.frames
-    frames = _pixels(value, 4, "a video is a path, a Clip or uint8 [T, H, W, 3]")
-    return np.stack([fit(frame, *size) for frame in frames])
-
-
-def read_images(value, frames: int, fps: float, size: tuple[int, int]) -> list[tuple[int, np.ndarray]]:
-    """[(frame, uint8 [H, W, 3]), ...] from [(seconds, image), ...]. Raises `InputError`."""
-    if value is not None and not isinstance(value, (list, tuple)):
-        raise InputError("images is a list of (seconds, image)")
-    made = []
-    for entry in value or ():
-        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-            raise InputError(f"images holds {_short(entry)}; wanted pairs (seconds, image)")
-        frame = round(number(entry[0], "the time of an image", least=0) * fps)
-        if frame >= frames:
-            raise InputError(
-                f"an image at {float(entry[0]):g} s is beyond the {frames / fps:g} s of the video"
-            )
-        made.append((frame, read_picture(entry[1], size)))
-    return made
-
-
-def read_mask(value, frames: int, size: tuple[int, int]) -> np.ndarray:
-    """bool [T, H, W], True where a video is to be made anew: from booleans [H, W] or [T, H, W], or a picture's path, where
-    bright is True. Raises `InputError`."""
-    if isinstance(value, (str, os.PathLike)):
-        value = read_picture(value, size).mean(-1) > 127
-    value = np.asarray(value)
-    shapes = (size, (frames, *size))
-    if value.dtype != bool or value.shape not in shapes:
-        raise InputError(
-            f"the mask is {value.dtype} {list(value.shape)}; wanted a picture or bool {list(size)} or {list(shapes[1])}"
-        )
-    return np.broadcast_to(value, shapes[1])
-
-
-def _pixels(value, axes: int, wanted: str) -> np.ndarray:
-    value = np.asarray(value)
-    if value.dtype != np.uint8 or value.ndim != axes or value.shape[-1] != 3 or not value.size:
-        raise InputError(f"{wanted}; {value.dtype} {list(value.shape)} was given")
-    return value

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "jaxvid.eval": "jaxvid.sampling jaxvid.data jaxvid.io jaxvid.ops jaxvid.types",
     "jaxvid.clip": "jaxvid",
     "jaxvid.request": "jaxvid",
+    "jaxvid.pixels": "jaxvid",
     "jaxvid.stages": "jaxvid",
     "jaxvid.engine": "jaxvid",
     "jaxvid.run": "jaxvid",

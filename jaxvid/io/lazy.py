@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import pathlib
-import struct
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxvid.io.weights import dtype_name, load_layout, unflatten
+from jaxvid.io.weights import load_layout, unflatten, write_flat
 from jaxvid.types import InputError
 
 _INDEX_BYTES = 64 << 20
@@ -94,32 +91,7 @@ def load_mapped(path) -> dict:
 
 def write_arrays(path, arrays: Mapping[str, Stored], metadata: Mapping[str, str] | None = None) -> None:
     """A safetensors file of arrays that are read one by one while it is written; aside, then renamed."""
-    path = os.fspath(path)
-    header: dict = {"__metadata__": dict(metadata)} if metadata else {}
-    at = 0
-    for name, array in arrays.items():
-        header[name] = {
-            "dtype": dtype_name(array.dtype),
-            "shape": list(array.shape),
-            "data_offsets": [at, at + array.nbytes],
-        }
-        at += array.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    aside = f"{path}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        with open(aside, "wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for array in arrays.values():
-                file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8))
-        os.replace(aside, path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path} ({error.strerror}); give a writable place with room for {at} bytes"
-        ) from error
-    finally:
-        if os.path.exists(aside):
-            os.unlink(aside)
+    write_flat(path, arrays, metadata, read=lambda stored: stored.read())
 
 
 def shards_of(arrays: Mapping[str, Stored], largest: int) -> list[dict[str, Stored]]:

@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import flax.core
@@ -77,16 +77,27 @@ def save_weights(
     ``dtype`` (for example ``'bfloat16'``) is the type of floating leaves in the file; integers keep theirs.
     ``metadata`` is text beside the arrays.
     """
-    path = os.fspath(path)
     wanted = None if dtype is None else np.dtype(jax.numpy.dtype(dtype))
-    arrays = {name: _to_disk(name, value, wanted) for name, value in sorted(flatten(tree).items())}
+    write_flat(
+        path, {name: _to_disk(name, value, wanted) for name, value in sorted(flatten(tree).items())}, metadata
+    )
+
+
+def write_flat(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    read: Callable[[Any], np.ndarray] = np.asarray,
+) -> None:
+    """Writes what has ``dtype``, ``shape`` and ``nbytes``, each ``read`` when its turn comes, aside, then renamed."""
+    path = os.fspath(path)
     header: dict[str, Any] = (
         {"__metadata__": {str(k): str(v) for k, v in metadata.items()}} if metadata else {}
     )
     at = 0
     for name, array in arrays.items():
         header[name] = {
-            "dtype": _NAMES[array.dtype],
+            "dtype": dtype_name(array.dtype),
             "shape": list(array.shape),
             "data_offsets": [at, at + array.nbytes],
         }
@@ -98,7 +109,7 @@ def save_weights(
         with open(aside, "wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for array in arrays.values():
-                file.write(array.tobytes())
+                file.write(np.ascontiguousarray(read(array)).reshape(-1).view(np.uint8))
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
