@@ -125,7 +125,7 @@ def test_demo_writes_video_sheet_and_verdict(jaxvid, bundle, tmp_path, monkeypat
     verdict = json.loads((tmp_path / "d" / "demo.json").read_text())
     assert len(verdict["seconds"]) == 3
     assert verdict["accuracy"]["all"]["total"] > 0
-    assert "asked: a large red star spins" in done.out
+    assert f"asked: {demo.STORY[0][1]}" in done.out
     assert "reader: " in done.out
 
 
