@@ -5,8 +5,9 @@
 
 Two batches of five are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow
 to learn is what the words look like. Noise leans upward because objects are few and large on plain ground: where an
-object is gets decided at t > 0.8, what it is below. Half of the noise is common to neighbouring frames, without which
-each frame places its object anew.
+object is gets decided at t > 0.8, what it is below. So that frames do not decide that each for itself, half of the noise
+is common to neighbouring ones, and in half of the clips noise never falls along the clip (FoPP), as in the sampler: a
+window slides along the video (`sliding`), and each frame is decided in sight of cleaner ones.
 
 What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware, time, losses, and what the reader of
 the shapes world makes of the result.
@@ -19,7 +20,7 @@ from jaxvid.data.pipeline import Bucket, batches
 from jaxvid.data.shapes import ShapesSource
 from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.given import Ends, First, Nothing, Prefix
-from jaxvid.diffusion.levels import Density, Mix, Vectorised
+from jaxvid.diffusion.levels import Density, FoPP, Mix, Vectorised
 from jaxvid.diffusion.process import Process
 from jaxvid.diffusion.schedule import RectifiedFlow
 from jaxvid.models.text_encoder import ByteTextEncoder
@@ -53,6 +54,7 @@ def get_config():
         spans=(1,),
     )
     s.latents = ml_collections.ConfigDict(dict(batch=16, prefill=False, dir=""))
+    density = call(Density, kind="logit_normal", mean=1.3, std=1.5)
     s.task = call(
         DiffusionTask,
         model=call(
@@ -77,7 +79,11 @@ def get_config():
             loss_on="flow",
             common=call(CommonNoise, share=0.5, every=16),
         ),
-        levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=1.3, std=1.5)),
+        levels=call(
+            Mix,
+            samplers=(call(Vectorised, p=0.2, density=density), call(FoPP, density=density)),
+            weights=(1.0, 1.0),
+        ),
         given=call(
             Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)
         ),
@@ -90,6 +96,6 @@ def get_config():
     )
     s.evaluate = ml_collections.ConfigDict(dict(batches=2))
     s.serve = ml_collections.ConfigDict(
-        dict(steps=30, guidance=2.5, solver="dpmpp_2m", shift=6.0, seconds=4.0)
+        dict(steps=30, guidance=2.5, solver="dpmpp_2m", shift=6.0, seconds=4.0, method="sliding", window=16)
     )
     return c

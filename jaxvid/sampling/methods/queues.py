@@ -32,11 +32,11 @@ def fifo(setting: Setting, *, window: int = -1, ahead: bool = True, coherent: bo
 def sliding(setting: Setting, *, ar_step: int = -1, block: int = 1, window: int = -1) -> Method:
     """AR-Diffusion's scheduler: blocks start `ar_step` rows one after the other, and a window slides along with them.
 
-    `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way;
-    `ar_step` -1 is the least with which it does. Finished frames in front of them are looked at as long as there is room.
+    `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way; the
+    rest of it looks back at finished ones. `ar_step` -1 is the least that leaves a third of the window to them.
     """
     size = setting.window if window < 0 else window
     size = size // block * block if block > 0 else size
     if ar_step < 0 and 0 < block <= size:
-        ar_step = -(-setting.steps * block // size)
+        ar_step = -(-setting.steps // max(1, 2 * size // (3 * block)))
     return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)
