@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "jaxvid.exports": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
     "jaxvid.cli": "jaxvid",
+    "jaxvid.__main__": "jaxvid.cli",
     "configs": "jaxvid",
     "experiments": "jaxvid pallas_kernels configs experiments",
     "colab": "jaxvid pallas_kernels configs experiments",

@@ -14,7 +14,7 @@ from jaxvid.cli import main
 def shell(*argv, **env):
     """The command line in a process of its own."""
     return subprocess.run(
-        [sys.executable, "-m", "jaxvid.cli.main", *argv],
+        [sys.executable, "-m", "jaxvid", *argv],
         capture_output=True,
         text=True,
         timeout=300,
