@@ -84,6 +84,15 @@ def spread_mesh() -> Mesh | None:
     return mesh if mesh is not None and mesh.shape[SEQUENCE] > 1 else None
 
 
+def shared_mesh() -> Mesh | None:
+    """The mesh of `spread` where several devices share the work and XLA says who does what; None elsewhere.
+
+    Elsewhere is one device, no `spread`, and inside `jax.shard_map`, where every device's part is spelled out already.
+    """
+    mesh, here = _spread.get(), jax.sharding.get_abstract_mesh()
+    return None if mesh is None or mesh.size == 1 or here.manual_axes else mesh
+
+
 def cut_frames(x: Any) -> Any:
     """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; else as it is.
 
