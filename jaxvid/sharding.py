@@ -192,16 +192,19 @@ def _unnamed(mesh: Mesh, shape: Sequence[int]) -> list[str | None]:
     return axes
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh, same: bool = False) -> Any:
     """A tree of host arrays with a leading batch axis, laid out over the mesh.
 
-    With several processes every one brings its own rows, in the order of the processes.
+    With several processes every one brings its own rows, in the order of the processes; or, where it is the ``same``
+    batch in all of them, all rows.
     """
     sharding = batch_sharding(mesh)
 
     def put(x: Any) -> jax.Array:
         x = np.asarray(x)
-        batch_sharding(mesh, x.shape[0] * jax.process_count())
+        batch_sharding(mesh, x.shape[0] * (1 if same else jax.process_count()))
+        if same:
+            return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
         return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, batch)
