@@ -94,13 +94,17 @@ def shared_mesh() -> Mesh | None:
 
 
 def cut_frames(x: Any) -> Any:
-    """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; else as it is.
+    """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; inside `spread` its rows lie over
+    ``data`` and ``fsdp`` in any case, where they divide: else XLA may bring rows together rather than parameters.
 
     Raises InputError where the frames do not divide.
     """
     mesh = spread_mesh()
     if mesh is None:
-        return x
+        mesh = shared_mesh()
+        rows = None if mesh is None else _rows(x, mesh)
+        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        return x if rows is None else _constrain(x, mesh, PartitionSpec(rows, *free))
     size = mesh.shape[SEQUENCE]
     if x.shape[1] % size:
         near = -(-x.shape[1] // size) * size
