@@ -73,7 +73,8 @@ from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sharding import batch_sharding, make_mesh, params_sharding, spread
 jax.config.update("jax_disable_most_optimizations", True)
 mesh = make_mesh(data=1, fsdp=4)
-model = VideoDiT(mixers=(Mamba(head=16, state=16),), repeats=2, width=64, channels=16, patch=(1, 1, 1), head=16, text_width=16)
+sizes = dict(repeats=2, width=64, channels=16, patch=(1, 1, 1), head=16, text_width=16)
+model = VideoDiT(mixers=(Mamba(head=16, state=16),), **sizes)
 rows = batch_sharding(mesh)
 S = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
 x, t = S(52, 3, 3, 5, 16), S(52, 3)

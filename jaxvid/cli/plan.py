@@ -85,12 +85,18 @@ def plan(config: Any, stage: str | None, topology: Topology, sizes: dict[str, in
     shape = dict(mesh.shape)
     print(f"config     stage {name} on {topology.name}, {len(found)} devices: {_mesh(shape)}")
     made = Stage(config, name, mesh)
-    print(f"model      {made.parameters / 1e6:,.1f} M parameters; batch {_batch(made.batch[0].x.shape)}")
-    results = [("as asked", Outcome(topology, len(found), made, made.train()))]
+    print(
+        f"model      {made.parameters / 1e6:,.1f} M parameters; batch {_batch(made.batch[0].x.shape)}",
+        flush=True,
+    )
+    programs = made.programs()
+    results = [("as asked", Outcome(topology, len(found), made, next(programs)))]
     results[0][1].show()
-    for program in list(made.programs())[1:]:
+    for program in programs:
         Outcome(topology, len(found), made, program).show()
-    for overrides, build_stage in _variants(config, name, found, shape, topology)[: max(0, tries)]:
+    # to rank them takes a trace of each mesh
+    variants = _variants(config, name, found, shape, topology)[:tries] if tries > 0 else []
+    for overrides, build_stage in variants:
         print(f"\nvariant    {overrides}")
         other = build_stage()
         results.append((overrides, Outcome(topology, len(found), other, other.train())))
@@ -171,6 +177,7 @@ class Outcome:
             print("  sends    not known: the compiler gave up when memory ran out")
         elif not self.traffic and self.count > 1:
             print("  sends    nothing")
+        sys.stdout.flush()
 
 
 def compile_or_refuse(lowered: Any) -> tuple[Any, int]:

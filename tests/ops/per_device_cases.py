@@ -117,6 +117,7 @@ def uneven():
 
 def main():
     if sys.argv[-1] == "values":
+        jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
         found = {name: difference(name) for name in VALUES}
     else:
         found = {**{name: kernels(name) for name in VALUES}, **uneven()}

@@ -22,7 +22,8 @@ def lowered(run_python):
 
 @pytest.mark.parametrize("case", VALUES)
 def test_values_and_gradients_are_those_of_one_device(differences, case):
-    assert differences[case] < 1e-5
+    # beside plain JAX, whose scan sums in another order
+    assert differences[case] < (1e-4 if "scan" in case else 1e-5)
 
 
 @pytest.mark.parametrize("case", VALUES)
