@@ -84,14 +84,27 @@ def spread_mesh() -> Mesh | None:
     return mesh if mesh is not None and mesh.shape[SEQUENCE] > 1 else None
 
 
+def shared_mesh() -> Mesh | None:
+    """The mesh of `spread` where several devices share the work and XLA says who does what; None elsewhere.
+
+    Elsewhere is one device, no `spread`, and inside `jax.shard_map`, where every device's part is spelled out already.
+    """
+    mesh, here = _spread.get(), jax.sharding.get_abstract_mesh()
+    return None if mesh is None or mesh.size == 1 or here.manual_axes else mesh
+
+
 def cut_frames(x: Any) -> Any:
-    """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; else as it is.
+    """``x[B, T, ...]`` with its frames laid over ``sequence``, where they are spread; inside `spread` its rows lie over
+    ``data`` and ``fsdp`` in any case, where they divide: else XLA may bring rows together rather than parameters.
 
     Raises InputError where the frames do not divide.
     """
     mesh = spread_mesh()
     if mesh is None:
-        return x
+        mesh = shared_mesh()
+        rows = None if mesh is None else _rows(x, mesh)
+        free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        return x if rows is None else _constrain(x, mesh, PartitionSpec(rows, *free))
     size = mesh.shape[SEQUENCE]
     if x.shape[1] % size:
         near = -(-x.shape[1] // size) * size
@@ -183,16 +196,19 @@ def _unnamed(mesh: Mesh, shape: Sequence[int]) -> list[str | None]:
     return axes
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def put_batch(batch: Any, mesh: Mesh, same: bool = False) -> Any:
     """A tree of host arrays with a leading batch axis, laid out over the mesh.
 
-    With several processes every one brings its own rows, in the order of the processes.
+    With several processes every one brings its own rows, in the order of the processes; or, where it is the ``same``
+    batch in all of them, all rows.
     """
     sharding = batch_sharding(mesh)
 
     def put(x: Any) -> jax.Array:
         x = np.asarray(x)
-        batch_sharding(mesh, x.shape[0] * jax.process_count())
+        batch_sharding(mesh, x.shape[0] * (1 if same else jax.process_count()))
+        if same:
+            return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
         return jax.make_array_from_process_local_data(sharding, x)
 
     return jax.tree.map(put, batch)

@@ -64,3 +64,37 @@ def test_put_batch_keeps_values_and_dtypes():
     out = put_batch(batch, make_mesh())
     assert out["ok"].dtype == bool and isinstance(out["x"], jax.Array)
     np.testing.assert_array_equal(np.asarray(out["x"]), batch["x"])
+
+
+ROWS = """
+import math, re, flax.linen as nn, jax, jax.numpy as jnp
+from jaxvid.models.video_dit import VideoDiT
+from jaxvid.nn.mixers.mamba import Mamba
+from jaxvid.sharding import batch_sharding, make_mesh, params_sharding, spread
+jax.config.update("jax_disable_most_optimizations", True)
+mesh = make_mesh(data=1, fsdp=4)
+sizes = dict(repeats=2, width=64, channels=16, patch=(1, 1, 1), head=16, text_width=16)
+model = VideoDiT(mixers=(Mamba(head=16, state=16),), **sizes)
+rows = batch_sharding(mesh)
+S = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+x, t = S(52, 3, 3, 5, 16), S(52, 3)
+cond = {"text": S(52, 1, 8, 16), "text_mask": S(52, 1, 8, dtype=bool), "span": S(52, 3, dtype=jnp.int32)}
+boxed = jax.eval_shape(model.init, jax.random.key(0), x, t, cond)["params"]
+params = nn.unbox(boxed)
+places = params_sharding(mesh, boxed)
+
+def loss(params, x, t, cond):
+    with spread(mesh):
+        return (model.apply({"params": params}, x, t, cond)[0] ** 2).mean()
+
+run = jax.jit(jax.grad(loss), in_shardings=(places, rows, rows, rows), out_shardings=places)
+text = run.lower(params, x, t, cond).compile().as_text()
+shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\\[([0-9,]+)\\]", text)}
+print([s for s in shapes if s[0] in (52, 104) and math.prod(s) >= 52 * 45 * 64], len(re.findall("all-gather", text)))
+"""
+
+
+def test_parameters_come_together_and_rows_stay_apart(run_python):
+    """52 rows on 4 devices: no device ever has all their tokens, or both directions of a scan of all of them."""
+    said = run_python(ROWS, devices=4)
+    assert said.startswith("[] ") and int(said.split()[-1]) > 0

@@ -2,7 +2,7 @@
 """Do the processes of a run find each other, are they alike, and do their devices add up? Each step has a time limit.
 
 Every process of the run gives the same command. SLURM, GKE and TPU pods are recognised by jax; elsewhere every process
-says where process 0 listens, how many there are, and which one it is:
+says where process 0 listens, how many there are, and which one it is, in variables (`join`) or so:
 
     jaxvid doctor --distributed --coordinator 10.0.0.1:1234 --processes 2 --process 0
 """
@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any
 
+from jaxvid.cli.join import from_environment, join
 from jaxvid.types import InputError
 
 LIMIT = 60.0  # seconds
@@ -47,7 +48,7 @@ def run(options) -> None:
     if options.limit <= 0:
         raise InputError(f"--limit {options.limit:g} is no time; give seconds")
     begun = time.monotonic()
-    _start(options)
+    join(*(given if options.coordinator else from_environment(os.environ) or given), options.limit)
     me, count = jax.process_index(), jax.process_count()
     print(f"found      process {me} of {count} after {time.monotonic() - begun:.1f} s", flush=True)
     board = Board(options.limit)
@@ -160,34 +161,3 @@ def within(limit: float, what: str, do) -> Any:
     if "error" in result:
         raise result["error"]
     return result["value"]
-
-
-def _start(options) -> None:
-    """Joins the run. Raises InputError when not everybody came in time."""
-    import jax
-
-    known = options.coordinator is not None
-    said = dict(
-        coordinator_address=options.coordinator, num_processes=options.processes, process_id=options.process
-    )
-    try:
-        jax.distributed.initialize(
-            **(said if known else {}), initialization_timeout=max(1, int(options.limit))
-        )
-    except ValueError as error:
-        if known:
-            raise
-        cluster = [
-            name
-            for name in ("SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES", "KUBERNETES_SERVICE_HOST")
-            if name in os.environ
-        ]
-        raise InputError(
-            f"no cluster was recognised ({', '.join(cluster) or 'neither SLURM nor GKE nor a TPU pod'}): {error}; "
-            "give --coordinator HOST:PORT --processes N --process I"
-        ) from None
-    except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"not all of {options.processes or 'the'} processes came within {options.limit:g} s ({line}); start them all"
-        ) from None

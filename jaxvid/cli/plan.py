@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -84,12 +85,18 @@ def plan(config: Any, stage: str | None, topology: Topology, sizes: dict[str, in
     shape = dict(mesh.shape)
     print(f"config     stage {name} on {topology.name}, {len(found)} devices: {_mesh(shape)}")
     made = Stage(config, name, mesh)
-    print(f"model      {made.parameters / 1e6:,.1f} M parameters; batch {_batch(made.batch[0].x.shape)}")
-    results = [("as asked", Outcome(topology, len(found), made, made.train()))]
+    print(
+        f"model      {made.parameters / 1e6:,.1f} M parameters; batch {_batch(made.batch[0].x.shape)}",
+        flush=True,
+    )
+    programs = made.programs()
+    results = [("as asked", Outcome(topology, len(found), made, next(programs)))]
     results[0][1].show()
-    for program in list(made.programs())[1:]:
+    for program in programs:
         Outcome(topology, len(found), made, program).show()
-    for overrides, build_stage in _variants(config, name, found, shape, topology)[: max(0, tries)]:
+    # to rank them takes a trace of each mesh
+    variants = _variants(config, name, found, shape, topology)[:tries] if tries > 0 else []
+    for overrides, build_stage in variants:
         print(f"\nvariant    {overrides}")
         other = build_stage()
         results.append((overrides, Outcome(topology, len(found), other, other.train())))
@@ -112,20 +119,25 @@ class Outcome:
         from jaxvid.eval.collectives import collectives
         from jaxvid.eval.flops import count_flops
         from jaxvid.ops.pick import tracing_for
+        from jaxvid.sharding import spread
 
         self.program, self.chip, self.count = program, topology.chip, count
         if topology.kind == "cpu":
             self.chip = Topology(topology.name, "cpu", count).chip
-        with tracing_for(topology.platform):
-            begun = time.monotonic()
-            self.compiled = compiled = program.run.lower(*program.args).compile()
+        with tracing_for(topology.platform), spread(stage.mesh):
+            begun, lowered = time.monotonic(), program.run.lower(*program.args)
+            self.compiled, self.refused = compile_or_refuse(lowered)
             self.compile_seconds = time.monotonic() - begun
             self.flops = count_flops(program.run, *program.args)
-        memory = compiled.memory_analysis()
+        self.traffic: dict[str, Any] = {}
+        if self.compiled is None:  # what is held is known without it
+            self.arguments, self.temporary, self.results = sum(program.held.values()), self.refused, 0
+            return
+        memory = self.compiled.memory_analysis()
         self.arguments = memory.argument_size_in_bytes
         self.temporary = memory.temp_size_in_bytes
         self.results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        self.traffic = collectives(compiled.as_text())
+        self.traffic = collectives(self.compiled.as_text())
 
     @property
     def total(self) -> int:
@@ -134,7 +146,7 @@ class Outcome:
 
     @property
     def fits(self) -> bool:
-        return self.total <= self.chip.memory
+        return self.compiled is not None and self.total <= self.chip.memory
 
     @property
     def seconds(self) -> float:
@@ -161,8 +173,26 @@ class Outcome:
         print(f"           {'total':<16} {gib(self.total):>9}  of {gib(self.chip.memory)}: {said}")
         for kind, traffic in sorted(self.traffic.items()):
             print(f"  sends    {kind:<18} {traffic.count:>7,} times, {traffic.bytes / 2**20:,.1f} MiB")
-        if not self.traffic and self.count > 1:
+        if self.compiled is None:
+            print("  sends    not known: the compiler gave up when memory ran out")
+        elif not self.traffic and self.count > 1:
             print("  sends    nothing")
+        sys.stdout.flush()
+
+
+def compile_or_refuse(lowered: Any) -> tuple[Any, int]:
+    """(the compiled program, 0), or (None, bytes it asked for) where the compiler itself sees that memory runs out."""
+    import jax
+
+    try:
+        return lowered.compile(), 0
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(
+            r"RESOURCE_EXHAUSTED.*?(?:\(|Used )([\d.]+)([KMGT])\)? (?:of|exceeds)", str(error), re.S
+        )
+        if found is None:
+            raise
+        return None, int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
 
 
 def _variants(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -27,6 +28,7 @@ import numpy as np
 
 from jaxvid.cli import tuned
 from jaxvid.cli.codec import Codec, load_codec, make_codec, write_text
+from jaxvid.cli.join import join_if_many
 from jaxvid.cli.main import use_compilation_cache
 from jaxvid.cli.progress import Progress
 from jaxvid.cli.train_options import config_changes, parse
@@ -41,6 +43,7 @@ from jaxvid.cli.train_stage import (
 from jaxvid.config import from_json, to_json
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.loop import bucket_name
+from jaxvid.training.processes import first, on_host, together
 from jaxvid.training.step import make_train_step, state_sharding
 from jaxvid.types import InputError
 
@@ -53,7 +56,10 @@ def main(argv: Sequence[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # experiments.* and configs.* are named from the checkout
     use_compilation_cache()
-    progress = Progress()
+    many = join_if_many()
+    progress = Progress() if first() else Progress(io.StringIO())  # one voice is enough
+    if many:
+        progress.note(f"{jax.process_count()} processes, {jax.device_count()} devices")
     try:
         if options.dry_run:
             dry_run(config, options.workdir, print)
@@ -68,7 +74,9 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
     workdir = os.path.abspath(workdir)
     say = progress.note
     text = to_json(config)
-    _begin(workdir, text, command, allow_change, say)
+    if first():
+        _begin(workdir, text, command, allow_change, say)
+    together("begin")
     try:
         _train(config, text, workdir, command, progress)
     except KeyboardInterrupt as stop:
@@ -76,7 +84,8 @@ def train(config: Any, workdir: str, command: list[str], allow_change: bool, pro
             stop.add_note(f"the same command continues: {_spell(command)}")
         raise
     progress.close()
-    print(os.path.join(workdir, "report.md"), flush=True)
+    if first():
+        print(os.path.join(workdir, "report.md"), flush=True)
 
 
 def _train(config: Any, text: str, workdir: str, command: list[str], progress: Progress) -> None:
@@ -95,7 +104,8 @@ def _train(config: Any, text: str, workdir: str, command: list[str], progress: P
             raise InputError(f"{node.text} is not there; make it with jaxvid import ... --to {node.text}")
         if node.get("codec"):
             codec = load_codec(node.codec, workdir, order[:place])
-            codec.save(os.path.join(workdir, "codec"))
+            if first():
+                codec.save(os.path.join(workdir, "codec"))
         begun = time.monotonic()
         with open_stage(name, node, codec, os.path.join(workdir, "latents")) as stage:
             bad = bad_files(stage.raw, stage.raw_held_out)
@@ -115,16 +125,22 @@ def _train(config: Any, text: str, workdir: str, command: list[str], progress: P
                 stop.add_note(f"saved at step {result.step}; the same command continues: {_spell(command)}")
                 raise stop
             if stage.captions is not None:
-                tuned.finish(stage, result.state, workdir)
+                state = on_host(result.state)
+                if first():
+                    tuned.finish(stage, state, workdir)
             if is_autoencoder(stage):
-                finish_autoencoder(stage, result.state, workdir).save(os.path.join(workdir, "codec"))
+                made = finish_autoencoder(stage, result.state, workdir)
+                if first():
+                    made.save(os.path.join(workdir, "codec"))
             late = {
                 path: why for path, why in bad_files(stage.raw, stage.raw_held_out).items() if path not in bad
             }
             tell_bad(late, "could not be read on the way", say)
         report = {**report, "bad": {**bad, **late}, "config": this, "seconds": time.monotonic() - begun}
-        write_text(done, json.dumps(report, indent=1))
-        write_report(workdir, [_read(os.path.join(workdir, s, "done.json")) for s in order[: place + 1]])
+        if first():
+            write_text(done, json.dumps(report, indent=1))
+            write_report(workdir, [_read(os.path.join(workdir, s, "done.json")) for s in order[: place + 1]])
+        together(f"stage {name}")
 
 
 @contextlib.contextmanager

@@ -12,9 +12,30 @@ import jax
 import numpy as np
 
 from jaxvid.data.text import decode_text
+from jaxvid.training.processes import first, on_host, together
 from jaxvid.types import InputError
 
 SHOWN = 6  # frames of a clip in a reconstruction picture
+
+
+def sampler(
+    stage: Any, folder: str, tracker: Any, say: Callable[[str], None]
+) -> Callable[[Any, int], None] | None:
+    """Pictures of how far the stage is, in FOLDER/samples; None for models that are neither autoencoder nor backbone."""
+    coder = stage.codec is None and hasattr(stage.task.model, "to_latents")
+    if stage.captions is not None or (stage.codec is None and not coder):
+        return None
+    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
+
+    def show(state: Any, step: int) -> None:
+        state = on_host(state)
+        if first() and coder:
+            reconstruction(stage, state, step, folder, tracker)
+        elif first():
+            videos(stage, state, step, folder, tracker, say)
+        together("samples")
+
+    return show
 
 
 def pipeline_spec(stage: Any) -> dict[str, Any]:

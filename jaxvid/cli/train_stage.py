@@ -50,6 +50,7 @@ from jaxvid.io.bundle import SPEC
 from jaxvid.io.checkpoint import Checkpoints
 from jaxvid.sharding import put_batch
 from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
+from jaxvid.training.processes import first, together, whole
 from jaxvid.training.step import TrainState, make_eval_step
 from jaxvid.training.trackers import TensorBoard, Trackers, Wandb
 from jaxvid.types import InputError
@@ -202,7 +203,7 @@ def evaluator(stage: Stage, mesh: Any) -> Callable[[TrainState], Evaluate]:
         def evaluate(state: TrainState, step: int) -> dict[str, float]:
             rows = []
             for i, batch in enumerate(batches):
-                metrics = run(state.ema, state.rest, put_batch(batch, mesh), jax.random.key(i))
+                metrics = run(state.ema, state.rest, put_batch(batch, mesh, same=True), jax.random.key(i))
                 rows.append(jax.device_get(metrics))
             return averaged(rows)
 
@@ -235,12 +236,12 @@ def train_stage(
     """Trains a stage in WORKDIR/NAME; returns the result and what there is to report of it."""
     folder = os.path.join(workdir, stage.name)
     with Checkpoints(os.path.join(folder, "checkpoints"), stage.settings.keep) as checkpoints:
-        if stage.codec is not None and stage.captions is None:
+        if stage.codec is not None and stage.captions is None and first():
             write_text(os.path.join(folder, SPEC), to_json(train_samples.pipeline_spec(stage)))
         if stage.codec is not None:
             prefill(stage, show)
-        followers = [TensorBoard(os.path.join(folder, "tensorboard"))]
-        if trackers.get("wandb"):
+        followers: list[Any] = [TensorBoard(os.path.join(folder, "tensorboard"))] if first() else []
+        if trackers.get("wandb") and first():
             followers.append(Wandb(trackers["wandb"], folder, meta))
         tracker = Trackers(followers)
         try:
@@ -254,7 +255,7 @@ def train_stage(
                 seed=seed,
                 meta=meta,
                 evaluate=None if stage.held_out is None else evaluator(stage, mesh),
-                sample=sampler(stage, folder, tracker, say),
+                sample=train_samples.sampler(stage, folder, tracker, say),
                 tracker=tracker,
                 progress=show,
                 say=say,
@@ -270,20 +271,31 @@ def prefill(stage: Stage, show: Progress) -> None:
     """Encodes what training and evaluation will read, where the config does not say otherwise."""
     options = dict(stage.node.get("latents") or {})
     shapes = [b.shape(stage.fps) for b in stage.buckets]
-    batch = int(options.get("batch", 8))
+    how = {
+        "batch": int(options.get("batch", 8)),
+        "progress": lambda done, total: show(done, total, "latents"),
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
     if options.get("prefill", True):
-        stage.source.prefill(shapes, batch=batch, progress=lambda done, total: show(done, total, "latents"))
+        stage.source.prefill(shapes, **how)
+        gather(stage.source)
         keep_captions(stage, stage.source, range(len(stage.source)), shapes)
     if stage.held_out is not None:
         count = int((stage.node.get("evaluate") or {}).get("batches", 4)) * stage.buckets[0].batch
         spread = Spread(stage.held_out, count)
         indices = [spread.place(i) for i in range(len(spread))]
-        stage.held_out.prefill(
-            shapes[:1], indices, batch=batch, progress=lambda done, total: show(done, total, "latents")
-        )
+        stage.held_out.prefill(shapes[:1], indices, **how)
+        gather(stage.held_out)
         keep_captions(stage, stage.held_out, indices, shapes[:1])
     if stage.captions is not None:
         stage.captions.release()
+
+
+def gather(source: Any) -> None:
+    """Waits for what the other processes encode, and sees it."""
+    together("latents")
+    source.refresh()
 
 
 def keep_captions(stage: Stage, source: Any, indices: Iterable[int], shapes: Iterable[Any]) -> None:
@@ -294,18 +306,6 @@ def keep_captions(stage: Stage, source: Any, indices: Iterable[int], shapes: Ite
                 stage.captions(text)
 
 
-def sampler(
-    stage: Stage, folder: str, tracker: Any, say: Callable[[str], None]
-) -> Callable[[TrainState, int], None] | None:
-    """Pictures of how far the stage is, in FOLDER/samples; None for models that are neither autoencoder nor backbone."""
-    if stage.captions is not None or (stage.codec is None and not is_autoencoder(stage)):
-        return None
-    os.makedirs(os.path.join(folder, "samples"), exist_ok=True)
-    if stage.codec is None:
-        return lambda state, step: train_samples.reconstruction(stage, state, step, folder, tracker)
-    return lambda state, step: train_samples.videos(stage, state, step, folder, tracker, say)
-
-
 def is_autoencoder(stage: Stage) -> bool:
     """Whether the stage's model can be the codec of a later one."""
     return stage.codec is None and hasattr(stage.task.model, "to_latents")
@@ -313,12 +313,13 @@ def is_autoencoder(stage: Stage) -> bool:
 
 def finish_autoencoder(stage: Stage, state: TrainState, workdir: str) -> Codec:
     """The trained autoencoder with the statistics of its latents, written to WORKDIR/NAME."""
-    variables = jax.tree.map(np.asarray, {"params": state.ema, **state.rest})
+    variables = whole({"params": state.ema, **state.rest})
     codec = Codec(stage.node.task.model, stage.task.model, variables)
     clips = int(stage.node.get("statistics", 256))
     bucket = max(stage.buckets, key=lambda b: b.frames)
     if clips:
         most = float(stage.node.get("weigh", 0.0))
         codec = with_statistics(codec, stage.raw, bucket.shape(stage.fps), clips, most=most)
-    codec.save(os.path.join(workdir, stage.name))
+    if first():
+        codec.save(os.path.join(workdir, stage.name))
     return codec

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxvid.ops import masks
 from jaxvid.ops.mask_rules import mask_rules
+from jaxvid.ops.per_device import per_device
 from jaxvid.ops.pick import kernel_interprets, pick, platform
 
 NO_KEYS = -1e30  # the log-sum-exp of a row without keys: finite, so that merging partial results has no NaN
@@ -198,9 +199,17 @@ def _kernel(module, q, k, v, mask, q_offset, interpret):
     if why:
         raise NotImplementedError(f"the kernel {why}")
     rules, q_ids, k_ids = mask_rules(mask, q.shape[0], q.shape[1], k.shape[1])
-    return module.attention(
-        q, k, v, mask=rules, q_ids=q_ids, k_ids=k_ids, q_offset=q_offset, interpret=interpret
-    )
+
+    def local(q, k, v, q_ids, k_ids, offset):
+        at = q_offset if offset is None else offset
+        return module.attention(
+            q, k, v, mask=rules, q_ids=q_ids, k_ids=k_ids, q_offset=at, interpret=interpret
+        )
+
+    offset = None if isinstance(q_offset, int | np.integer) else q_offset
+    keys = "b.h." if k.shape[2] > 1 else "b..."
+    words = ("b.h.", keys, keys, "b.", "b.", "")
+    return per_device(local, (q, k, v, q_ids, k_ids, offset), words, ("b.h.", "b.h"))
 
 
 IMPLEMENTATIONS = {

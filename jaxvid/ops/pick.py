@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from jaxvid.sharding import shared_mesh
+
 _forced: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("jaxvid_ops_forced")
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("jaxvid_ops_target", default=None)
 _interpreted: contextvars.ContextVar[bool] = contextvars.ContextVar("jaxvid_ops_interpreted", default=False)
@@ -63,7 +65,7 @@ def kernel_interprets(wanted: str, capability: str | None = None) -> bool:
     """Whether a kernel made for the platform ``wanted`` has to be interpreted here (inside `interpreted`).
 
     capability: the only CUDA compute capability that it runs on. Raises NotImplementedError where it cannot run at
-    all: on another platform, and under automatic sharding over several devices, which cannot cut a kernel.
+    all: on another platform, and on several devices of which nobody said how they share (`jaxvid.sharding.spread`).
     """
     if platform() != wanted:
         if _interpreted.get():
@@ -75,10 +77,14 @@ def kernel_interprets(wanted: str, capability: str | None = None) -> bool:
         found = getattr(jax.devices()[0], "compute_capability", None)
         if capability and found != capability:
             raise NotImplementedError(f"the kernel runs on compute capability {capability}, not {found}")
-        mesh = jax.sharding.get_abstract_mesh()
-        if jax.device_count() > 1 and (mesh.empty or set(mesh.axis_names) - set(mesh.manual_axes)):
+        mesh, told = jax.sharding.get_abstract_mesh(), shared_mesh() is not None
+        if (
+            jax.device_count() > 1
+            and not told
+            and (mesh.empty or set(mesh.axis_names) - set(mesh.manual_axes))
+        ):
             raise NotImplementedError(
-                "several devices with automatic sharding cannot share a kernel; use jax.shard_map"
+                "several devices with automatic sharding cannot share a kernel; trace inside jaxvid.sharding.spread(mesh)"
             )
     return False
 

@@ -144,13 +144,9 @@ def roll_frames(x: Array, by: int, mesh: Mesh | None, axis: str = "sequence") ->
     where = make_layout("rolling", mesh, axis, *x.shape[:2], ())
     shards, spec = Shards(axis, size), PartitionSpec(where.batch, where.tokens)
 
-    def local(x):
-        n = x.shape[1]
-        if by > 0:
-            return jnp.concatenate([shards.send(x[:, n - by :], 1), x[:, : n - by]], 1)
-        return jnp.concatenate([x[:, -by:], shards.send(x[:, :-by], -1)], 1)
-
-    return jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(x)
+    return jax.shard_map(
+        lambda x: shards.roll(x, by), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )(x)
 
 
 @dataclasses.dataclass(frozen=True)

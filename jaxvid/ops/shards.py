@@ -17,6 +17,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -50,6 +51,13 @@ class Shards:
             return x
         pairs = [(i, (i + by * self.ways) % self.size) for i in range(self.size)]
         return jax.tree.map(lambda a: lax.ppermute(a, self.axis, pairs), x)
+
+    def roll(self, x: Array, by: int) -> Array:
+        """My part of ``jnp.roll`` of the whole by ``by``, no more than a part, along axis 1: neighbours exchange ``by``."""
+        n = x.shape[1]
+        if by > 0:
+            return jnp.concatenate([self.send(x[:, n - by :], 1), x[:, : n - by]], 1)
+        return jnp.concatenate([x[:, -by:], self.send(x[:, :-by], -1)], 1)
 
     def split_heads(self, x: Array) -> Array:
         """[B, n, H, ...] to [B, ways n, H / ways, ...]: a group's tokens, my part of the heads."""

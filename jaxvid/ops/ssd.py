@@ -23,10 +23,13 @@ Ref: Dao and Gu, "Transformers are SSMs" (arXiv 2405.21060).
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxvid.ops.per_device import per_device
 from jaxvid.ops.pick import kernel_interprets, pick, platform
 
 # Tokens of a chunk, and chunks that one step of the outer scan works on at once. Memory is linear in both. Two CPU
@@ -162,7 +165,8 @@ def mosaic_tpu(x, dt, A, B, C, state, *, chunk, dtype):
 
     interpret = kernel_interprets("tpu")
     sizes = ssd_tpu.Tiles() if chunk is None else ssd_tpu.Tiles(chunk=chunk)
-    return ssd_tpu.ssd(x, dt, A, B, C, state, sizes=sizes, interpret=interpret)
+    scan = functools.partial(ssd_tpu.ssd, sizes=sizes, interpret=interpret)
+    return per_device(scan, (x, dt, A, B, C, state), *_words(B))
 
 
 def mosaic_gpu(x, dt, A, B, C, state, *, chunk, dtype):
@@ -173,7 +177,14 @@ def mosaic_gpu(x, dt, A, B, C, state, *, chunk, dtype):
     from pallas_kernels import ssd_gpu
 
     interpret = ssd_gpu.plgpu.InterpretGPUParams() if interpret else None
-    return ssd_gpu.ssd(x, dt, A, B, C, state, interpret=interpret)
+    scan = functools.partial(ssd_gpu.ssd, interpret=interpret)
+    return per_device(scan, (x, dt, A, B, C, state), *_words(B))
+
+
+def _words(B):
+    """For `per_device`: of what goes in, and of what comes out. One group is shared by all heads."""
+    groups = "b.h." if B.shape[2] > 1 else "b..."
+    return ("b.h.", "b.h", "h", groups, groups, "bh.."), ("b.h.", "bh..")
 
 
 ORDER = {"tpu": ("mosaic_tpu", "chunked"), "gpu": ("mosaic_gpu", "chunked"), "default": ("chunked",)}

@@ -15,15 +15,20 @@ Ref: Swin, arXiv:2103.14030. LinGen's TESA, arXiv:2412.09856.
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxvid.ops.attention import attention
 from jaxvid.ops.masks import array, segments
+from jaxvid.ops.per_device import per_device
 from jaxvid.ops.pick import kernel_interprets, pick
 from jaxvid.ops.ring import roll_frames
-from jaxvid.sharding import cut_frames, spread_mesh
+from jaxvid.ops.shards import Shards
+from jaxvid.sharding import SEQUENCE, cut_frames, shared_mesh, spread_mesh
 
 Triple = tuple[int, int, int]
 
@@ -128,7 +133,8 @@ def mosaic_tpu(q, k, v, window: Triple, shift: Triple):
     from pallas_kernels import windows_tpu
 
     interpret = kernel_interprets("tpu")
-    return windows_tpu.attention(q, k, v, window=window, shift=shift, interpret=interpret)
+    run = functools.partial(windows_tpu.attention, window=window, interpret=interpret)
+    return _kernel(run, q, k, v, window, shift)
 
 
 def mosaic_gpu(q, k, v, window: Triple, shift: Triple):
@@ -137,7 +143,42 @@ def mosaic_gpu(q, k, v, window: Triple, shift: Triple):
     from pallas_kernels import windows_gpu
 
     interpret = windows_gpu.plgpu.InterpretGPUParams() if interpret else None
-    return windows_gpu.attention(q, k, v, window=window, shift=shift, interpret=interpret)
+    run = functools.partial(windows_gpu.attention, window=window, interpret=interpret)
+    return _kernel(run, q, k, v, window, shift)
+
+
+def _kernel(run, q, k, v, window: Triple, shift: Triple):
+    """``run(q, k, v, shift=shift)``, on a mesh by every device for its rows, heads and frames.
+
+    Shifted frames first go to the device whose windows they are in, and after it back: no device asks for more than
+    ``shift`` frames of its neighbour.
+    """
+    mesh = shared_mesh()
+    size = 1 if mesh is None else mesh.shape[SEQUENCE]
+    if size == 1:
+        return per_device(functools.partial(run, shift=shift), (q, k, v), ("b...h.",) * 3, "b...h.")
+    frames = q.shape[1] // size
+    if q.shape[1] % size == 0 and frames % window[0]:
+        raise NotImplementedError(
+            f"windows of {window[0]} frames do not divide the {frames} frames of a device"
+        )
+    shards, by = Shards(SEQUENCE, size), shift[0]
+    unshifted = functools.partial(run, shift=(0, *shift[1:]))
+
+    def around(
+        q, k, v
+    ):  # the last device has frames of both ends, which the kernel knows by their places in q
+        q, k, v = (jnp.roll(a, by, 1) for a in (q, k, v))
+        return jnp.roll(run(q, k, v, shift=shift), -by, 1)
+
+    def local(q, k, v):
+        if not by:
+            return unshifted(q, k, v)
+        q, k, v = jnp.split(shards.roll(jnp.concatenate([q, k, v], -1), -by), 3, -1)
+        y = jax.lax.cond(shards.rank() == size - 1, around, unshifted, q, k, v)
+        return shards.roll(y, by)
+
+    return per_device(local, (q, k, v), ("bt..h.",) * 3, "bt..h.")
 
 
 IMPLEMENTATIONS = {

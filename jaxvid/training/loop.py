@@ -24,11 +24,13 @@ from jax.sharding import Mesh
 
 from jaxvid.io.checkpoint import Checkpoints
 from jaxvid.sharding import put_batch
+from jaxvid.training.processes import agreed
 from jaxvid.training.step import TrainState, make_init, make_train_step, state_sharding
 from jaxvid.types import InputError
 
 Evaluate = Callable[[TrainState, int], Mapping[str, float]]
 Progress = Callable[[int, int, str], None]
+ASK = 16  # steps after which several processes ask each other whether to save or to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,7 @@ class _Loop:
         self.history: list[dict[str, Any]] = []
         self.before = 0.0  # seconds trained by earlier processes
         self.bad = (0, 0)  # steps skipped in all, and in a row
+        self.late = self.stopped = self.due = False  # what `ends` found
 
     def start(self, seed: int, prepare: Callable[[TrainState], TrainState] | None) -> None:
         """The state of the newest checkpoint, or a fresh one."""
@@ -182,7 +185,7 @@ class _Loop:
         self.began = self.saved = time.monotonic()
         self.batch, self.place = self.next_batch()
         waiting: tuple[int, str, Any] | None = None
-        while not (self.over() or interrupted.by):
+        while not self.ends(interrupted):
             key = self.compile(self.batch)
             self.state, metrics = self.compiled[key](self.state, self.batch)
             self.step += 1
@@ -194,7 +197,7 @@ class _Loop:
                 (settings.eval_every and judge is not None and self.step % settings.eval_every == 0)
                 or (settings.sample_every and sample is not None and self.step % settings.sample_every == 0)
                 or self.step % settings.save_every == 0
-                or time.monotonic() - self.saved > 60 * settings.save_minutes
+                or self.due
             )
             if pause and not self.over():
                 self.log(*waiting)
@@ -203,10 +206,7 @@ class _Loop:
                     self.evaluate(judge)
                 if settings.sample_every and sample is not None and self.step % settings.sample_every == 0:
                     sample(self.state, self.step)
-                if (
-                    self.step % settings.save_every == 0
-                    or time.monotonic() - self.saved > 60 * settings.save_minutes
-                ):
+                if self.step % settings.save_every == 0 or self.due:
                     self.save()
                 self.ticked = time.monotonic()
         if waiting is not None:
@@ -218,17 +218,26 @@ class _Loop:
         self.checkpoints.wait()
         if finished and sample is not None:
             sample(self.state, self.step)
-        if interrupted.by and not finished:
-            self.say(f"{interrupted.by}: saved at step {self.step}")
+        if self.stopped and not finished:
+            self.say(f"{interrupted.by or 'another process ended'}: saved at step {self.step}")
         times = {
             k: {**v, "step": statistics.median(v["step"]) if v["step"] else math.nan}
             for k, v in self.times.items()
         }
         return Result(self.state, self.shardings, self.step, finished, self.history, times)
 
-    def over(self) -> bool:
+    def ends(self, interrupted: Interrupted) -> bool:
+        """Looks at the clock and at signals; several processes do it together, now and then: none stops or saves alone."""
         late = self.settings.minutes is not None and self.seconds() >= 60 * self.settings.minutes
-        return self.step >= self.settings.steps or late
+        due = time.monotonic() - self.saved > 60 * self.settings.save_minutes
+        found = (late, bool(interrupted.by), due)
+        if jax.process_count() > 1:
+            found = agreed(*found) if self.step % ASK == 0 else (self.late, self.stopped, False)
+        self.late, self.stopped, self.due = found
+        return self.over() or self.stopped
+
+    def over(self) -> bool:
+        return self.step >= self.settings.steps or self.late
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jaxvid.cli.doctor_distributed import alike, within
+from jaxvid.cli.join import VARIABLES, from_environment, join_if_many
 from jaxvid.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -86,3 +87,35 @@ def test_what_never_ends_is_ended():
 def test_bad_requests_are_one_line(jaxvid, argv, said):
     done = jaxvid("doctor", "--distributed", *argv)
     assert done.code == 2 and said in done.error
+
+
+@pytest.mark.parametrize(
+    "address, count, process, wanted",
+    [
+        (None, None, None, None),
+        ("a:1", "2", "1", ("a:1", 2, 1)),
+        (None, "1", None, (None, 1, 0)),  # alone, whatever the cluster says
+        ("a:1", "2", None, "go together"),
+        (None, "2", "0", "go together"),
+        ("a:1", "2", "2", "no process 2 among 2"),
+        ("a:1", "two", "0", "give numbers"),
+    ],
+)
+def test_processes_by_variables(address, count, process, wanted):
+    values = zip(VARIABLES, (address, count, process), strict=True)
+    environ = {name: value for name, value in values if value is not None}
+    if not isinstance(wanted, str):
+        assert from_environment(environ) == wanted
+        return
+    with pytest.raises(InputError, match=wanted):
+        from_environment(environ)
+
+
+def test_one_process_waits_for_nobody(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")  # a batch script is not a step of it
+    assert not join_if_many()
+    for name, value in dict(STEP_NODELIST="n1", NTASKS="1", PROCID="0", LOCALID="0").items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert not join_if_many()

@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from jaxvid.cli.plan import compile_or_refuse
 from jaxvid.cli.plan_topology import check_compiler, environment, parse_mesh, parse_topology
 from jaxvid.types import InputError
 
@@ -144,6 +146,27 @@ def test_bad_requests_are_one_line(jaxvid, tmp_path, argv, said):
     path.write_text(CONFIG)
     done = jaxvid("plan", "--config", path, *argv)
     assert done.code == 2 and re.search(said, done.error)
+
+
+class Lowered:
+    """Stands for a program that a compiler finds too large."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def compile(self):
+        raise jax.errors.JaxRuntimeError(self.said)
+
+
+def test_a_program_for_which_the_compiler_has_no_memory_is_told_as_such():
+    for said, size in (
+        ("RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries (88.5G) "
+         "exceeds available HBM (15.75G).", 88.5 * 2**30),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 900.25M of 15.75M hbm.", 900.25 * 2**20),
+    ):  # fmt: skip
+        assert compile_or_refuse(Lowered(said)) == (None, int(size))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        compile_or_refuse(Lowered("INTERNAL: (1G) exceeds"))
 
 
 MEASURE = """

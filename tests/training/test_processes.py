@@ -59,6 +59,56 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+CONFIG = "from tests.training.tiny import get_config\n"
+
+
+def histories(count: int, folder: pathlib.Path) -> tuple[list[dict], list[str]]:
+    """What `jaxvid train` with so many processes, which find each other by variables, leaves behind and says."""
+    try:
+        port = free_port()
+    except OSError as error:
+        pytest.skip(f"no port of this machine can be listened on ({error}), so processes cannot talk")
+    (folder / "toy.py").write_text(CONFIG)
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT), JAX_NUM_PROCESSES=str(count))
+    env |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    command = [sys.executable, "-m", "jaxvid.cli.main", "train", f"--config={folder}/toy.py"]
+    command += [f"--workdir={folder}/run", "--config.stages.only.train.steps=20"]
+    running = [
+        subprocess.Popen(
+            command,
+            env={**env, "JAX_PROCESS_ID": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    try:
+        said = [process.communicate(timeout=900) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    for process, (_, err) in zip(running, said, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    done = json.loads((folder / "run" / "only" / "done.json").read_text())
+    return done["history"], [out for out, _ in said]
+
+
+def test_the_command_on_two_processes_is_the_command(tmp_path):
+    """By environment alone: the numbers of one process, and one voice."""
+    found = []
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        found.append(histories(count, tmp_path / str(count)))
+    (alone, _), (both, said) = found
+    for one, two in zip(alone, both, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert alone[-1]["loss"] < alone[0]["loss"]
+    assert "report.md" in said[0] and "report.md" not in said[1]
+
+
 def losses(count: int) -> list[list[float]]:
     """Of every process: loss and norm of the gradient of three steps."""
     try:

@@ -165,24 +165,25 @@ class Mamba(nn.Module):
         return Linear(width, ("mlp", "embed"), bias=False, init=uniform_fan_in, name="out_proj")(y), memory
 
     def _both_ways(self, rest, scan):
-        """Both directions as one batch. Review tokens come first in scan time in both of them.
+        """Both directions as one batch, beside each other, so that every row stays on its device. Review tokens come
+        first in scan time in both of them.
 
         The input projection has no bias, so pooling its output equals projecting the pooled input.
         """
 
         def laid_out(a):
             seq = to_sequence(a, self.order)
-            both = jnp.concatenate([seq, seq[:, ::-1]])
+            both = jnp.stack([seq, seq[:, ::-1]], 1)
             if self.review is not None:
                 r = to_sequence(pool(a, self.review), self.order)
-                both = jnp.concatenate([jnp.concatenate([r, r[:, ::-1]]), both], 1)
-            return both
+                both = jnp.concatenate([jnp.stack([r, r[:, ::-1]], 1), both], 2)
+            return both.reshape(-1, *both.shape[2:])
 
         both = tuple(laid_out(a) for a in rest)
         reviewed = both[0].shape[1] - math.prod(rest[0].shape[1:4])
         y, _, _ = scan(both)
-        ahead, back = jnp.split(y[:, reviewed:], 2)
-        return ahead + back[:, ::-1]
+        y = y[:, reviewed:].reshape(-1, 2, y.shape[1] - reviewed, y.shape[2])
+        return y[:, 0] + y[:, 1, ::-1]
 
     def _causal(self, seq, grid, scan, memory):
         frames, tokens = grid[0], grid[1] * grid[2]
