@@ -68,10 +68,8 @@ class Engine:
         self.asked = 0
 
     def _abstract_params(self):
-        # a mixer that works in blocks of frames takes no fewer
-        frames = math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
-        x = jax.ShapeDtypeStruct((1, frames, *self._least(), self.vae.z), jnp.float32)
-        t = jax.ShapeDtypeStruct((1, frames), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, self.block, *self._least(), self.vae.z), jnp.float32)
+        t = jax.ShapeDtypeStruct((1, self.block), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
         if self.beside:
             cond["beside"] = jax.ShapeDtypeStruct((*x.shape[:4], self.beside), jnp.float32)
@@ -182,6 +180,11 @@ class Engine:
         return latents.astype(np.float32)
 
     # Noise to latents
+
+    @property
+    def block(self) -> int:
+        """Latent frames that the model works on together: what it is shown is whole blocks."""
+        return math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
 
     @property
     def model_is_causal(self) -> bool:

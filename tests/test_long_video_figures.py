@@ -141,7 +141,10 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
     assert len(made) == 2 and "| genl |" in capsys.readouterr().out
     run.main([*asked, "--prompts", "1", "--methods", "rollout,far"])
     said = capsys.readouterr().out
-    assert "far: not made, no checkpoint given has causal and long memory" in said and "| rollout |" in said
+    assert (
+        "far: not made, it needs a causal model with long memory and none was given" in said
+        and "| rollout |" in said
+    )
     with pytest.raises(SystemExit, match="other settings"):
         run.main([*asked, "--seconds", "3"])
     with pytest.raises(SystemExit, match="of shipped, not of elsewhere"):

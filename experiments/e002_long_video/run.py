@@ -27,7 +27,7 @@ from jaxvid.data.shapes.reader import read
 from jaxvid.eval.shapes_accuracy import score_seconds
 from jaxvid.pipeline import Pipeline
 from jaxvid.run import method_of
-from jaxvid.sampling.methods.table import METHODS
+from jaxvid.sampling.methods.table import METHODS, model_with
 
 PROMPTS = (
     "a large red star spins on a black background",
@@ -141,7 +141,7 @@ def assigned(checkpoints, traits, asked) -> tuple[dict, list[str]]:
         if able:
             places[name] = checkpoints[able[0]]
         else:
-            lines.append(f"{name}: not made, no checkpoint given has {' and '.join(METHODS[method].needs)}")
+            lines.append(f"{name}: not made, it needs {model_with(METHODS[method].needs)} and none was given")
     return places, lines
 
 

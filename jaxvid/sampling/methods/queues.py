@@ -34,6 +34,7 @@ def sliding(setting: Setting, *, ar_step: int = 5, block: int = 1, window: int =
 
     `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way.
     """
-    size = setting.window if window < 0 else window
-    size = size // block * block if block > 0 else size
+    if ar_step < 1 or block < 1:
+        raise InputError(f"sliding ar_step={ar_step}, block={block}: both are at least 1")
+    size = (setting.window if window < 0 else window) // block * block
     return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)

@@ -12,6 +12,7 @@ from jaxvid.sampling.methods.method import Method, Setting
 from jaxvid.sampling.noise import freenoise_indices
 from jaxvid.sampling.stream import Segment
 from jaxvid.sampling.windows import WindowPlan, window_plan
+from jaxvid.types import InputError
 
 
 def genl(
@@ -29,7 +30,9 @@ def blend(setting: Setting, *, window: int = -1, overlap: int = -1) -> Method:
     every row (randomised blending). `overlap` -1 is a third of a window."""
     size = _size(setting, window)
     over = size // 3 if overlap < 0 else overlap
-    plan = window_plan(setting.frames, size, max(size - over, 1), "uniform")
+    if over >= size:
+        raise InputError(f"blend overlap={over} with windows of {size} latent frames; use 0 to {size - 1}")
+    plan = window_plan(setting.frames, size, size - over, "uniform")
     return _whole(setting, windows=_several(plan), cuts=len(plan.start) > 1)
 
 
