@@ -30,4 +30,5 @@ def get_config():
     s.train = call(
         Settings, steps=STEPS, ema=0.995, log_every=50, eval_every=1200, save_every=300, save_minutes=4.0
     )
+    s.serve.window, s.serve.overlap = 16, 8  # not much more than the clips that it learns from
     return c

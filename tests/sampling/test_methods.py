@@ -80,6 +80,29 @@ def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
         check_method("fast", {}, ALL)
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("blend", {"overlap": 16}),
+        ("freelong", {"space": 0.0}),
+        ("vstar", {"width": 0.0}),
+        ("vstar", {"share": 1.5}),
+        ("freenoise", {"stride": 0}),
+        ("genl", {"stride": 0}),
+        ("sliding", {"ar_step": 0}),
+        ("fifo", {"window": 0}),
+        ("skyreels", {"add_noise": 1.0}),
+        ("skyreels", {"ar_step": 2, "block": 3}),
+        ("history", {"fraction": 2.0}),
+        ("rollout", {"overlap": 16}),
+        ("keyframes", {"every": 0}),
+    ],
+)
+def test_options_that_cannot_work_are_refused(name, options):
+    with pytest.raises(InputError):
+        make(name, SETTING, options)
+
+
 def test_options_are_named_and_typed():
     entry = METHODS["fifo"]
     assert entry.options == {"window": -1, "ahead": True, "coherent": False}
