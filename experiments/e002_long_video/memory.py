@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of a fresh process that makes videos of growing length, method by method.
+"""Peak memory while videos of growing length are made, method by method.
 
     python -m experiments.e002_long_video.memory [--checkpoint DIR] [--methods rollout,fifo] [--seconds 15,30,60] [--steps 2]
 
-A process compiles on a short video, lets the kernel forget its peak, then makes the long one and hands its frames on as they
-come: what is left is what generating takes. Linux only.
+A fresh process for each method compiles on a short video; then, for each length, the kernel forgets the process's peak, and
+a video is made and its frames are handed on as they come. What an allocator keeps can only make later peaks higher. Linux
+only.
 """
 
 import argparse
@@ -28,15 +29,22 @@ def peak(reset: bool = False) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def child(options, seconds: float) -> None:
-    """Prints the peak of one method at one length."""
+def child(options) -> None:
+    """Prints resident size in MiB before the first length and the peak of each."""
     use_compilation_cache()
     pipe = Pipeline.load(options.checkpoint)
-    for length in (WARM, seconds):
-        before = peak(reset=length == seconds)
+    said = [peak()]
+    for length in [WARM, *lengths_of(options)]:
+        peak(reset=True)
         for _ in pipe.stream(PROMPT, seconds=length, method=options.one, steps=options.steps):
             pass
-    print(f"{before:.0f} {peak():.0f}")
+        said.append(peak())
+    del said[1]  # that of compiling
+    print(" ".join(f"{one:.0f}" for one in said))
+
+
+def lengths_of(options) -> list[float]:
+    return sorted(float(length) for length in options.seconds.split(","))
 
 
 def main(argv=None) -> None:
@@ -50,22 +58,18 @@ def main(argv=None) -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    lengths = [float(length) for length in options.seconds.split(",")]
     if options.one:
-        child(options, lengths[0])
+        child(options)
         return
+    lengths = lengths_of(options)
     traits = Pipeline.load(options.checkpoint).traits
     able = [name for name, e in METHODS.items() if e.memory == "constant" and set(e.needs) <= traits]
-    print("| method | " + " | ".join(f"{length:g} s" for length in lengths) + " |")
-    print("|---" * (len(lengths) + 1) + "|")
+    print("| method | loaded | " + " | ".join(f"{length:g} s" for length in lengths) + " |")
+    print("|---" * (len(lengths) + 2) + "|")
     for name in options.methods.split(",") if options.methods else able:
-        cells = []
-        for length in lengths:
-            command = [sys.executable, "-m", "experiments.e002_long_video.memory", *argv]
-            command += ["--one", name, "--seconds", str(length)]
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-            cells.append(f"{said[1]} MiB (+{int(said[1]) - int(said[0])})")
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        command = [sys.executable, "-m", "experiments.e002_long_video.memory", *argv, "--one", name]
+        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        print(f"| {name} | {' | '.join(f'{one} MiB' for one in said)} |", flush=True)
 
 
 if __name__ == "__main__":
