@@ -20,9 +20,6 @@ from jax.sharding import Mesh
 from jaxvid import stages
 from jaxvid.data.text import encode_text
 from jaxvid.io.weights import restore_into
-from jaxvid.nn.mixers.attention import Attention
-from jaxvid.nn.mixers.longshort import LongShort
-from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import from_level, strength_level, time_table
 from jaxvid.sampling.rollout import begin
@@ -189,19 +186,6 @@ class Engine:
     @property
     def model_is_causal(self) -> bool:
         return bool(getattr(self.model, "causal", False))
-
-    @property
-    def traits(self) -> frozenset[str]:
-        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
-        causal = self.model_is_causal
-        held = list(stages.modules_of(self.model))
-        found = {"causal" if causal else "bidirectional"}
-        found |= {"temporal attention" for module in held if hasattr(module, "edit")}
-        queues = (Attention, LongShort)
-        found |= {"attention memory" for module in held if causal and isinstance(module, queues)}
-        found |= {"long memory" for module in held if causal and isinstance(module, LongShort)}
-        found |= {"state memory" for module in held if causal and isinstance(module, Mamba)}
-        return frozenset(found)
 
     def sample(self, request, method, told, given, mask, source=None, keep=None):
         """Follows a method's segments; yields ``(rows done, rows in all, note, latents)`` around every model call.

@@ -3,6 +3,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def video(method, right, **more):
     counts = [{"shape": [min(n, 2), 2], "colour": [max(n - 2, 0), 2]} if n is not None else {} for n in right]
     made = {
         "method": method,
-        "model": "shipped",
+        "model": "shapes",
         "seconds": len(right),
         "accuracy": counts,
         "same": [True] * len(right),
@@ -82,9 +83,9 @@ def test_the_table_has_a_line_for_each_method():
     ]
     lines = figures.table(rows).splitlines()
     assert (
-        lines[2] == "| genl | shipped | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"
+        lines[2] == "| genl | shapes | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"
     )  # the best one first
-    assert lines[3] == "| fifo | shipped | 100.0 | 50.0 | 25.0 | 0.00 | 1.50 | 70 | 16 | 2.00 | 1.25 |"
+    assert lines[3] == "| fifo | shapes | 100.0 | 50.0 | 25.0 | 0.00 | 1.50 | 70 | 16 | 2.00 | 1.25 |"
 
 
 def test_the_plot_has_a_line_for_each_stretch():
@@ -120,6 +121,7 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "one", one)
     monkeypatch.setattr(run, "Pipeline", Pipe)
     monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(run, "shipped", lambda: [pathlib.Path("shapes")])
     monkeypatch.setattr(run.subprocess, "run", called)
     asked = ["--out", str(tmp_path), "--prompts", "2", "--methods", "rollout,genl", "--seconds", "2"]
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +149,7 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
     )
     with pytest.raises(SystemExit, match="other settings"):
         run.main([*asked, "--seconds", "3"])
-    with pytest.raises(SystemExit, match="of shipped, not of elsewhere"):
+    with pytest.raises(SystemExit, match="of shapes, not of elsewhere"):
         run.main([*asked, "--checkpoint", str(tmp_path / "elsewhere")])
 
 

@@ -283,3 +283,27 @@ def test_a_coherent_queue_is_another_video_of_the_same_kind(pipe):
     np.testing.assert_array_equal(made[0], plain[0])  # the first frame enters before there is one to follow
     assert np.isfinite(made).all() and 0.5 < made.std() / plain.std() < 2
     assert np.abs(made - plain)[4:].max() > 1e-3
+
+
+def test_a_shipped_model_is_found_for_a_method(causal, tmp_path, monkeypatch):
+    from jaxvid import traits
+    from jaxvid.pipeline import Pipeline
+
+    plain = toy_pipeline()
+    for name, one in (("shapes", plain), ("shapes_causal", causal)):
+        one.save(tmp_path / name)
+    monkeypatch.setattr(traits, "ASSETS", tmp_path)
+    found = {
+        name: traits.shipped_for(name) for name in ("oneshot", "rollout", "mamba-state", "far", "nonsense")
+    }
+    names = {name: path and path.name for name, path in found.items()}
+    assert names == {
+        "oneshot": "shapes",
+        "rollout": "shapes",
+        "mamba-state": "shapes_causal",
+        "far": None,
+        "nonsense": None,
+    }
+    assert Pipeline.load("shapes_causal").traits == causal.traits
+    with pytest.raises(InputError, match="does not exist; .* name: shapes, shapes_causal"):
+        Pipeline.load("shapes_student")

@@ -28,6 +28,7 @@ from jaxvid.eval.shapes_accuracy import score_seconds
 from jaxvid.pipeline import Pipeline
 from jaxvid.run import method_of
 from jaxvid.sampling.methods.table import METHODS, model_with
+from jaxvid.traits import shipped
 
 PROMPTS = (
     "a large red star spins on a black background",
@@ -114,7 +115,7 @@ def to_json(value) -> str:
 def child(options) -> None:
     """Makes what is missing of one method."""
     use_compilation_cache()  # what methods have in common, such as the decoder, is compiled once
-    name, where = options.one, options.on or None
+    name, where = options.one, options.on
     pipe = Pipeline.load(where)
     for prompt, seed in missing(options, name):
         folder = options.out if (prompt, seed) == (0, 0) else None
@@ -125,7 +126,7 @@ def child(options) -> None:
 
 def model_name(where) -> str:
     """What the table calls a checkpoint."""
-    return "shipped" if where is None else pathlib.Path(where).resolve().name
+    return pathlib.Path(where).resolve().name
 
 
 def assigned(checkpoints, traits, asked) -> tuple[dict, list[str]]:
@@ -196,7 +197,10 @@ def main(argv=None) -> None:
     if options.one:
         child(options)
         return
-    checkpoints = [None if where == "shipped" else where for where in options.checkpoint or [None]]
+    every = [str(path) for path in shipped()]
+    checkpoints = [
+        c for where in options.checkpoint or ["shipped"] for c in (every if where == "shipped" else [where])
+    ]
     traits = [Pipeline.load(where).traits for where in checkpoints]
     places, notes = assigned(checkpoints, traits, options.methods and options.methods.split(","))
     asked = {name: getattr(options, name) for name in ("seconds", "steps")}
@@ -212,7 +216,7 @@ def main(argv=None) -> None:
     for name, where in places.items():
         if missing(options, name):
             command = [sys.executable, "-m", "experiments.e002_long_video.run", *argv, "--one", name]
-            if subprocess.run(command + ["--on", where or ""]).returncode:
+            if subprocess.run(command + ["--on", where]).returncode:
                 notes.append(f"{name}: failed on {model_name(where)}; the same command tries again")
         text = report(options, places, notes)  # after every method: an interrupted comparison is one already
     print(text)
