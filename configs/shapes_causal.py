@@ -4,9 +4,9 @@
     python -m experiments.run --config=configs/shapes_causal.py --workdir=runs/shapes_causal
 
 It is LinGen's layer with both branches made causal: a scan whose state is carried on, and attention that sees eight latent
-frames back in full and the 24 before them coarsely (FAR). It begins as the shipped model, whose parameters it has but for
-the coarse keys and values, and learns in blocks of four latent frames, of which a chunk holds two, behind a clean past as
-generation shows it. Clips of eight seconds are there for what is far. Not trained to its end yet; no figures.
+frames back, in every other layer also the 24 before them coarsely (FAR). It begins as the shipped model, whose parameters
+it has but for the coarse keys and values, and learns in blocks of four latent frames, of which a chunk holds two, behind a
+clean past as generation shows it. Clips of eight seconds are there for what is far. Not trained to its end yet; no figures.
 """
 
 from configs.shapes import get_config as shapes
@@ -15,6 +15,7 @@ from jaxvid.data.pipeline import Bucket
 from jaxvid.diffusion.given import First, Nothing, Prefix
 from jaxvid.diffusion.levels import Mix
 from jaxvid.models.video_dit import VideoDiT
+from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.nn.mixers.mate import Mate
@@ -27,21 +28,15 @@ STEPS, BLOCK = 2400, 4
 def get_config():
     c = shapes()
     s = c.stages.backbone
-    s.init, s.adopt = "shipped", dict(longshort="window")
+    s.init, s.adopt = "shipped", dict(attention="window", longshort="window")
     sizes = dict(width=256, head=64, channels=16, text_width=128)  # as `lingen` of the shipped model
     scan = dict(causal=True, review=None, block=BLOCK, head=128, expand=1)
-    s.task.model.dit = call(
-        VideoDiT,
-        mixers=tuple(
-            call(
-                Mate,
-                far=call(Mamba, order=layer % 2, **scan),
-                near=call(LongShort, head=64, window=8, past=24, pool=2, block=BLOCK),
-            )
-            for layer in range(4)
-        ),
-        **sizes,
+    near = (
+        call(Attention, head=64, causal=True, window=8, block=BLOCK),
+        call(LongShort, head=64, window=8, past=24, pool=2, block=BLOCK),
     )
+    mixers = tuple(call(Mate, far=call(Mamba, order=i, **scan), near=near[i]) for i in range(2))
+    s.task.model.dit = call(VideoDiT, mixers=mixers * 2, **sizes)
     s.task.given = call(
         Mix,
         samplers=(call(Nothing), call(First), call(Prefix, shortest=BLOCK, share=0.75)),
