@@ -3,9 +3,10 @@
 
     python -m experiments.run --config=configs/shapes.py --workdir=runs/shapes
 
-Half of the batches are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow
+Two batches of five are images, for a batch of them holds ten times as many scenes as a batch of clips, and what is slow
 to learn is what the words look like. Noise leans upward because objects are few and large on plain ground: where an
-object is gets decided at t > 0.8, what it is below.
+object is gets decided at t > 0.8, what it is below. Half of the noise is common to neighbouring frames, without which
+each frame places its object anew.
 
 What to expect is in the model card, `jaxvid/assets/shapes/README.md`: hardware, time, losses, and what the reader of
 the shapes world makes of the result.
@@ -16,6 +17,7 @@ import ml_collections
 from jaxvid.config import call
 from jaxvid.data.pipeline import Bucket, batches
 from jaxvid.data.shapes import ShapesSource
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.given import Ends, First, Nothing, Prefix
 from jaxvid.diffusion.levels import Density, Mix, Vectorised
 from jaxvid.diffusion.process import Process
@@ -42,8 +44,8 @@ def get_config():
     s.data = call(
         batches,
         buckets=(
-            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.5, clips=4096),
-            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.5),
+            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.6, clips=4096),
+            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.4),
         ),
         fps=16.0,
         seed=0,
@@ -68,7 +70,13 @@ def get_config():
             ),
             text_encoder=call(ByteTextEncoder, width=128, layers=1, pool=4, runs=(3, 5, 8)),
         ),
-        process=call(Process, schedule=call(RectifiedFlow), predicts="x0", loss_on="flow"),
+        process=call(
+            Process,
+            schedule=call(RectifiedFlow),
+            predicts="x0",
+            loss_on="flow",
+            common=call(CommonNoise, share=0.5, every=16),
+        ),
         levels=call(Vectorised, p=0.2, density=call(Density, kind="logit_normal", mean=1.3, std=1.5)),
         given=call(
             Mix, samplers=(call(Nothing), call(First), call(Prefix), call(Ends)), weights=(6.0, 1.5, 2.0, 0.5)

@@ -25,7 +25,7 @@ from jaxvid.models.vae_spread import chunk
 from jaxvid.sampling import rollout as rollout_
 from jaxvid.sampling import sample, stream
 from jaxvid.sampling.inpaint import inpainting
-from jaxvid.sampling.noise import SHOWN, coherent_tail, numbered_noise
+from jaxvid.sampling.noise import INITIAL, SHOWN, coherent_tail, numbered_noise
 from jaxvid.sampling.solvers import SOLVERS as SOLVERS
 from jaxvid.sampling.solvers import Solver
 from jaxvid.sampling.windows import WindowPlan, windowed
@@ -176,7 +176,7 @@ def advance(process, solver: Solver, coherent: bool) -> Callable:
 
 
 def _start(process, keys, numbers, source, level):
-    noise = numbered_noise(keys, numbers, source.shape[2:])
+    noise = numbered_noise(keys, numbers, source.shape[2:], common=process.common)
     return add_noise(process.schedule, source, noise, jnp.broadcast_to(level, source.shape[:2]))
 
 
@@ -190,7 +190,10 @@ def sample_rows(model, process, solver: Solver, guided: bool, way: Way = Way()) 
 
     def run(params, carry, k, update, times, past, told, scale):
         extra = {name: told[name] for name in ("interval", "weight") if name in told}
-        noise_of = lambda *purpose: numbered_noise(past["keys"], told["numbers"], carry.x.shape[2:], *purpose)
+        shape, common = carry.x.shape[2:], process.common
+        noise_of = lambda purpose=INITIAL: numbered_noise(
+            past["keys"], told["numbers"], shape, purpose, common
+        )
         if way.scheme:
             extra["shown"] = noise_of(SHOWN)
         denoise = _denoiser(model, process, params, told["cond"], told["null"], scale, guided, way, extra)
@@ -198,7 +201,8 @@ def sample_rows(model, process, solver: Solver, guided: bool, way: Way = Way()) 
         if way.keep:
             stepper = inpainting(solver, told["keep"], told["source"], noise_of(), process.schedule)
         given, value = told["cond"]["given"], told["value"]
-        return sample.rows(denoise, stepper, times, carry, k, update, given=given, value=value, **past)
+        held = {"given": given, "value": value}
+        return sample.rows(denoise, stepper, times, carry, k, update, common=common, **held, **past)
 
     return run
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from jaxvid.diffusion import prediction
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.schedule import RectifiedFlow, Schedule, add_noise, over_frames
 from jaxvid.types import Array, Cond, Denoiser, InputError, Memory, Network, Video
 
@@ -28,6 +29,7 @@ class Process:
                in x0 is rescaled: Process(predicts='x0', loss_on='flow') is an x0 network under the flow loss,
                |x0 - x0hat|^2 / max(t, sigma_floor)^2
     sigma_floor  keeps that rescaling bounded at small t
+    common     what neighbouring frames' noise has in common, in training and in sampling; None: every frame has its own
 
     Ref: x0 networks under the flow loss, with that clamp: Li & He, Back to Basics, arXiv 2511.13720.
     """
@@ -36,6 +38,7 @@ class Process:
     predicts: str = "flow"
     loss_on: str = "flow"
     sigma_floor: float = 0.05
+    common: CommonNoise | None = None
 
     def __post_init__(self):
         prediction.check_kind(self.predicts, "predicts")
@@ -52,6 +55,11 @@ class Process:
             return prediction.to_x0(self.schedule, self.predicts, x, t, out.astype(x.dtype)), memory
 
         return denoise
+
+    def noise(self, key: Array, like: Array) -> Array:
+        """Noise for training clips shaped and typed as `like` [B, T, ...]."""
+        own = jax.random.normal(key, like.shape, like.dtype)
+        return own if self.common is None else self.common.clips(own, jax.random.fold_in(key, 1))
 
     def loss(
         self,
@@ -75,7 +83,7 @@ class Process:
         scored = video.ok & ~given & (weight > 0)
         t = jnp.where(given, 0.0, jnp.where(video.ok, t, 1.0))
         x0 = jnp.where(over_frames(video.ok, x0), x0, 0)
-        eps = jax.random.normal(key, x0.shape, x0.dtype)
+        eps = self.noise(key, x0)
         x = add_noise(self.schedule, x0, eps, t)
 
         out, _ = network(x, t, cond, None)

@@ -115,7 +115,7 @@ def open_repo(path, family: str | None = None) -> Repo:
         (p for p in places if any((p / n).is_file() for n in ("tokenizer.json", "spiece.model"))), None
     )
     licence = next((p for p in sorted(root.glob("LICEN[CS]E*")) if p.is_file()), None)
-    return Repo(parts, tokenizer, licence, family or _family(parts, str(path.resolve())))
+    return Repo(parts, tokenizer, licence, _agreed(family, parts, str(path.resolve())))
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -150,6 +150,8 @@ def _read_config(folder: pathlib.Path, part: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{file} holds a {type(config).__name__} and not names with values; fetch it again")
     said = str(config.get("_class_name") or config.get("model_type") or "")
+    if not said and folder.name in _SUBFOLDERS:
+        return config  # a folder of one network
     meant = (
         "vae"
         if "Autoencoder" in said
@@ -172,6 +174,16 @@ def _family(parts: Mapping[str, Part], path: str) -> str:
         return "skyreels"
     width, channels = arrays["patch_embedding.weight"].shape[:2]
     return "wan22-5b" if channels == 48 else "wan21-14b" if width > 2048 else "wan21-1.3b"
+
+
+def _agreed(family: str | None, parts: Mapping[str, Part], path: str) -> str:
+    """The family asked for where the weights can be its, else what they are; what tensors tell outweighs a path."""
+    if family is None or "dit" not in parts:
+        return family or _family(parts, path)
+    told = _family({"dit": parts["dit"]._replace(config={})}, "")
+    if told != family and (told in ("wan22-5b", "skyreels") or family == "wan22-5b"):
+        raise InputError(f"--family {family}, but the tensors are those of {told}; leave --family out")
+    return family
 
 
 def _shape(arrays: Mapping[str, Stored], key: str, axes: int, source: str) -> tuple[int, ...]:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.types import Array, InputError
 
 # purposes: where a video starts from; what stochastic solvers add; what given frames are shown with
 INITIAL, STEP, SHOWN = 0, 1, 2
+COMMON = 0x7FFF_FFFF  # in place of a frame's number: the noise that frames have in common
 
 
 def seed_keys(seeds: Sequence[int] | Array) -> Array:
@@ -30,21 +32,34 @@ def fold(keys: Array, number: int | Array) -> Array:
 
 
 def frame_noise(
-    keys: Array, first_frame: int | Array, frames: int, shape: tuple[int, ...], purpose: int = INITIAL
+    keys: Array,
+    first_frame: int | Array,
+    frames: int,
+    shape: tuple[int, ...],
+    purpose: int = INITIAL,
+    common: CommonNoise | None = None,
 ) -> Float[jax.Array, "B F ..."]:
     """Standard normal noise float32 [B, frames, *shape] for the frames from `first_frame` (may be traced) on."""
     numbers = jnp.asarray(first_frame, jnp.int32) + jnp.arange(frames, dtype=jnp.int32)
-    return numbered_noise(keys, numbers, shape, purpose)
+    return numbered_noise(keys, numbers, shape, purpose, common)
 
 
 def numbered_noise(
-    keys: Array, numbers: Array, shape: tuple[int, ...], purpose: int = INITIAL
+    keys: Array,
+    numbers: Array,
+    shape: tuple[int, ...],
+    purpose: int = INITIAL,
+    common: CommonNoise | None = None,
 ) -> Float[jax.Array, "B F ..."]:
-    """Standard normal noise float32 [B, F, *shape], that of the frames `numbers` int32 [F] (may be traced, may repeat)."""
+    """Standard normal noise float32 [B, F, *shape], that of the frames `numbers` int32 [F] (may be traced, may repeat).
+
+    common: what frames' noise has in common (`Process.common`); None: nothing.
+    """
 
     def draw(key: Array) -> Array:
         key = jax.random.fold_in(key, purpose)
-        return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape, jnp.float32))(numbers)
+        own = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape, jnp.float32))(numbers)
+        return own if common is None else common.mix(own, jax.random.fold_in(key, COMMON), numbers)
 
     return jax.vmap(draw)(keys)
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.schedule import RectifiedFlow, Schedule, over_frames
 from jaxvid.sampling.noise import STEP, fold, frame_noise
 from jaxvid.types import Array, Denoiser, InputError, Memory
@@ -41,12 +42,13 @@ def own_rollout(
     block: int | None = None,
     memory: Memory = None,
     schedule: Schedule = RectifiedFlow(),
+    common: CommonNoise | None = None,
 ) -> Array:
     """A video [B, T, ...] made from noise, float32.
 
     voices   of the block whose first frame is an int32 [] that may be traced
     times    [S + 2] the student's ladder, `plan.time_table`; `last` in 1..S (may be traced): where gradients flow
-    keys     random keys [B]: noise is that of `frame_noise`, as in sampling
+    keys     random keys [B]: noise is that of `frame_noise` with `common`, as in sampling
     value    [B, T, ...], given frames where `given` [B, T]; they are shown clean and come out as they are
     block    frames made together (None: all); with a `memory` each block is behind those before it
     """
@@ -69,11 +71,11 @@ def own_rollout(
             return jnp.where(over, clean, denoise(jnp.where(over, clean, x), t, memory)[0])
 
         def down(level: Array, x: Array) -> Array:
-            eps = frame_noise(fold(fold(keys, STEP), level - 1), first, block, shape)
+            eps = frame_noise(fold(fold(keys, STEP), level - 1), first, block, shape, common=common)
             a, s = schedule.alpha(times[level + 1]), schedule.sigma(times[level + 1])
             return a * ask(voice.frozen, x, level) + s * eps
 
-        x = jax.lax.fori_loop(1, last, down, frame_noise(keys, first, block, shape))
+        x = jax.lax.fori_loop(1, last, down, frame_noise(keys, first, block, shape, common=common))
         x0 = ask(voice.learns, jax.lax.stop_gradient(x), jnp.asarray(last))
         if memory is not None:
             memory = voice.writes(jax.lax.stop_gradient(x0), jnp.zeros(held.shape, jnp.float32), memory)[1]

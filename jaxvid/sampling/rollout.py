@@ -21,6 +21,7 @@ from typing import NamedTuple
 import flax.struct
 import jax.numpy as jnp
 
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.schedule import over_frames
 from jaxvid.sampling.noise import frame_noise
 from jaxvid.sampling.sample import init, rows
@@ -88,6 +89,7 @@ def next_chunk(
     given: Array | None = None,
     value: Array | None = None,
     clean: Denoiser | None = None,
+    common: CommonNoise | None = None,
 ) -> tuple[Rollout, Array, Array]:
     """One window of the video: (rollout, latents float32 [B, F, H, W, C], bad int32 [B]).
 
@@ -98,8 +100,9 @@ def next_chunk(
 
     `denoise` knows the captions of this window's frames, those from `window_start(rollout)` on, and, if its model has
     the flag, `window_given`. `clean` makes the pass that writes the memory (flags all True); None: `denoise` does.
+    `common` is what the noise of frames has in common (`Process.common`).
     """
-    start = open_window(rollout, k.shape[1], given, value)
+    start = open_window(rollout, k.shape[1], given, value, common)
     held = {"given": start.given, "value": start.value}
     carry = rows(
         denoise,
@@ -111,6 +114,7 @@ def next_chunk(
         memory=rollout.memory,
         keys=rollout.keys,
         first_frame=window_start(rollout),
+        common=common,
         **held,
     )
     return close_window(rollout, denoise if clean is None else clean, carry.x), carry.x, carry.bad
@@ -125,14 +129,18 @@ class Window(NamedTuple):
 
 
 def open_window(
-    rollout: Rollout, frames: int, given: Array | None = None, value: Array | None = None
+    rollout: Rollout,
+    frames: int,
+    given: Array | None = None,
+    value: Array | None = None,
+    common: CommonNoise | None = None,
 ) -> Window:
     """The start of the next window.
 
     With `sample.init`, slices of `sample.rows` and `close_window` this is `next_chunk` in steps that can be watched.
     """
     overlap, *shape = rollout.tail.shape[1:]
-    noise = frame_noise(rollout.keys, window_start(rollout), frames, tuple(shape))
+    noise = frame_noise(rollout.keys, window_start(rollout), frames, tuple(shape), common=common)
     tail = jnp.pad(rollout.tail, [(0, 0), (0, frames - overlap)] + [(0, 0)] * len(shape))
     if (given is None) != (value is None):
         raise InputError("given and value go together: which frames are given, and what they are")

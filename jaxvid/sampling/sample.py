@@ -13,6 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jaxvid.diffusion.common_noise import CommonNoise
 from jaxvid.diffusion.schedule import over_frames
 from jaxvid.sampling import plan as plans
 from jaxvid.sampling.noise import STEP, fold, frame_noise
@@ -50,6 +51,7 @@ def rows(
     value: Array | None = None,
     keys: Array | None = None,
     first_frame: int | Array = 0,
+    common: CommonNoise | None = None,
 ) -> Carry:
     """Follows rows `k[n, F]`, `update[n, F]` of a plan; all arguments but the first two may be traced.
 
@@ -58,6 +60,7 @@ def rows(
     given      bool [B, F]: these frames of `value` are shown to the model clean, at t = 0, whatever the plan says, and
                come out bit for bit
     keys       random keys [B], for stochastic solvers; `first_frame` is the place of x's first frame in the video
+    common     what the noise of frames has in common, as in x's own (`Process.common`)
     """
     times = jnp.asarray(times, carry.x.dtype)
     last = times.shape[0] - 1
@@ -77,7 +80,8 @@ def rows(
             if keys is None:
                 raise InputError("this solver adds noise; pass keys[B] to sample with it")
             shape = carry.x.shape
-            return frame_noise(fold(fold(keys, STEP), carry.row), first_frame, shape[1], shape[2:])
+            drawn = fold(fold(keys, STEP), carry.row)
+            return frame_noise(drawn, first_frame, shape[1], shape[2:], common=common)
 
         x, state = solver.step(guess, carry.x, t, t_next, carry.state, noise)
         x = _overlay(x, given, value)
@@ -100,12 +104,13 @@ def sample(
     value: Array | None = None,
     keys: Array | None = None,
     first_frame: int | Array = 0,
+    common: CommonNoise | None = None,
 ) -> Array:
     """The whole of a plan: from noise `x[B, F, ...]` to a clean video. See `rows` for the arguments."""
     plans.check(plan, len(times) - 2, x.shape[1])
     carry = init(solver, x, given, value)
     options: dict[str, Any] = dict(
-        memory=memory, given=given, value=value, keys=keys, first_frame=first_frame
+        memory=memory, given=given, value=value, keys=keys, first_frame=first_frame, common=common
     )
     return rows(denoise, solver, times, carry, plan.k, plan.update, **options).x
 

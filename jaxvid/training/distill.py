@@ -93,7 +93,7 @@ class ConsistencyTask:
         times = jnp.asarray(time_table(self.steps, self.shift))
         n = jax.random.randint(rung, (shape[0], 1), 1, self.steps + 1)
         t, below = (jnp.where(held, 0.0, jnp.broadcast_to(times[k], shape)) for k in (n, n + 1))
-        x = add_noise(self.process.schedule, x0, jax.random.normal(eps, x0.shape), t)
+        x = add_noise(self.process.schedule, x0, self.process.noise(eps, x0), t)
         guide = _guided(self.process, speaks(variables["teacher"]), cond, self.guidance)
         lower = move(self.process.schedule, x, guide(x, t)[0], t, below)
         told = {**cond, "drop": jnp.zeros(shape[0], bool)}
@@ -176,7 +176,7 @@ class MatchingTask:
         def learn_student(_: None) -> Array:
             x = make(params["student"])
             seen = jax.lax.stop_gradient(x)
-            noisy = add_noise(self.process.schedule, seen, jax.random.normal(eps, x.shape), t)
+            noisy = add_noise(self.process.schedule, seen, self.process.noise(eps, x), t)
             real = _guided(self.process, _network(self.judge, variables["teacher"]), cond, self.guidance)
             fake = self.process.denoiser(_network(self.judge, still["critic"]), told)
             return matching_loss(x, real(noisy, t)[0], fake(noisy, t)[0], scored)
@@ -220,7 +220,8 @@ class MatchingTask:
 
         keys = jax.random.split(key, batch)
         times = time_table(self.steps, self.shift)
-        options = {"block": block, "memory": memory, "schedule": self.process.schedule}
+        process = {"schedule": self.process.schedule, "common": self.process.common}
+        options = {"block": block, "memory": memory, **process}
         return own_rollout(voices, times, last, keys, value, given, **options)
 
 

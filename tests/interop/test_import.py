@@ -17,7 +17,7 @@ from jaxvid.cli import main
 from jaxvid.io.interop import open_weights
 from jaxvid.io.lazy import from_array, open_safetensors, write_sharded
 from jaxvid.io.pth import write_pth
-from jaxvid.io.wan_repo import STATS
+from jaxvid.io.wan_repo import STATS, open_repo
 from jaxvid.types import InputError
 from tests.interop.seeded import REFERENCES, foreign, stats
 
@@ -376,3 +376,23 @@ def test_keys_that_are_missing_fail_unless_told_otherwise(tmp_path, capsys):
     assert "31/32 keys matched" in (said := capsys.readouterr().err) and "closest" in said
     assert main.call([*argv, "--partial"]) == 0
     assert not open_safetensors(tmp_path / "to" / "umt5.safetensors")["norm/scale"].read().any()
+
+
+def test_a_family_that_the_tensors_contradict_is_refused(tmp_path):
+    sky = make_diffusers(tmp_path / "sky", dit="skyreels")
+    assert open_repo(sky).family == open_repo(sky, "skyreels").family == "skyreels"
+    with pytest.raises(InputError, match="--family wan21-14b, but the tensors are those of skyreels"):
+        open_repo(sky, "wan21-14b")
+    plain = make_diffusers(tmp_path / "plain")
+    assert (
+        open_repo(plain, "skyreels").family == "skyreels"
+    )  # some of SkyReels' differ from Wan's by their name only
+    with pytest.raises(InputError, match="--family wan22-5b"):
+        open_repo(plain, "wan22-5b")
+
+
+def test_a_config_without_a_class_is_its_folders(tmp_path):
+    source = make_diffusers(tmp_path / "plain")
+    mean, std = [0.5] * len(stats("vae")[0]), stats("vae")[1]
+    dump(source / "vae" / "config.json", {"latents_mean": mean, "latents_std": std})
+    assert open_repo(source).parts["vae"].config["latents_mean"] == mean

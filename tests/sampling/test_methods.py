@@ -18,8 +18,7 @@ ALL = frozenset({"bidirectional", "temporal attention"})
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_finishes_every_frame_in_its_place(name, frames):
     setting = Setting(frames, 6, 16, 8, causal="memory" in " ".join(METHODS[name].needs))
-    options = {"ar_step": 3} if name == "sliding" else {}
-    method = make(name, setting, options)
+    method = make(name, setting)
     level = np.zeros(method.frames, int)  # what each frame's level is, as rows go by
     before = 0
     for plan, start, ready in method.segments:
@@ -58,6 +57,9 @@ def test_concrete_values():
     assert fifo.segments[50].plan.k.tolist() == [[9, 9, 8, 7, 6, 5, 4, 3, 2, 1]]
     assert sum(s.plan.rows for s in fifo.segments) == 8 + 100 - 1
     assert make("fifo", SETTING, {"coherent": True}).tail
+    for steps, lag in ((30, 3), (12, 1), (60, 5), (4, 1)):  # the least that 12 frames have room for
+        slid = make("sliding", Setting(40, steps, 12, 4))
+        assert sum(s.plan.rows for s in slid.segments) == steps + lag * 39 and slid.window == 12
     free = make("freenoise", SETTING)
     assert free.edit == WindowFusion(16, 4) and set(free.numbers[16:20]) == {0, 1, 2, 3}
     assert make("freelong", SETTING).edit == SpectralBlend(16)

@@ -29,12 +29,15 @@ def fifo(setting: Setting, *, window: int = -1, ahead: bool = True, coherent: bo
     return Method(segments, length, windows=split, tail=coherent)
 
 
-def sliding(setting: Setting, *, ar_step: int = 5, block: int = 1, window: int = -1) -> Method:
+def sliding(setting: Setting, *, ar_step: int = -1, block: int = 1, window: int = -1) -> Method:
     """AR-Diffusion's scheduler: blocks start `ar_step` rows one after the other, and a window slides along with them.
 
-    `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way.
+    `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way;
+    `ar_step` -1 is the least with which it does. Finished frames in front of them are looked at as long as there is room.
     """
-    if ar_step < 1 or block < 1:
+    if block < 1 or ar_step == 0:
         raise InputError(f"sliding ar_step={ar_step}, block={block}: both are at least 1")
     size = (setting.window if window < 0 else window) // block * block
+    if ar_step < 0 and size:
+        ar_step = -(-setting.steps * block // size)
     return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)
