@@ -21,7 +21,7 @@ def get_config():
     del c.stages["consistency"]
     s, old = c.stages.matching, c.stages.matching.task
     s.init = "runs/shapes_causal"
-    s.data.buckets = (call(Bucket, frames=61, height=64, width=64, batch=8, weight=1.0, clips=4096),)
+    s.data.buckets = (call(Bucket, frames=61, height=64, width=64, batch=8, weight=1.0, clips=512),)
     s.task = call(
         MatchingTask,
         model=causal().stages.backbone.task.model,

@@ -17,6 +17,7 @@ from jaxvid.training.loop import Settings
 from jaxvid.training.optimizer import adamw, cosine, parts
 
 STEPS, SHIFT = 4, 5.0  # the student's ladder
+CONSISTENCY, MATCHING = 1200, 480  # steps of training, of twice the work of one in `configs/shapes.py`
 
 
 def get_config():
@@ -39,8 +40,8 @@ def get_config():
         corner=0.03,
         given=given,
     )
-    s.optimizer = call(adamw, rate=call(cosine, peak=2e-4, steps=3000, warmup=100), decay=0.0, clip=1.0)
-    s.train = call(Settings, steps=3000, ema=0.998, log_every=50, save_every=500, save_minutes=4.0)
+    s.optimizer = call(adamw, rate=call(cosine, peak=2e-4, steps=CONSISTENCY, warmup=50), decay=0.0, clip=1.0)
+    s.train = call(Settings, steps=CONSISTENCY, ema=0.995, log_every=50, save_every=200, save_minutes=4.0)
     s.serve = dict(steps=STEPS, shift=SHIFT, guidance=1.0, solver="renoise", method="student", seconds=4.0)
     c.stages.consistency = s
 
@@ -54,13 +55,17 @@ def get_config():
         guidance=serve.guidance,
         levels=call(OnePerClip, density=call(Density, shift=SHIFT)),
         given=given,
-        every=6,
+        every=4,
     )
     m.optimizer = call(
         parts,
-        student=call(adamw, rate=call(cosine, peak=2e-5, steps=200, warmup=10), b1=0.0, decay=0.0, clip=1.0),
-        critic=call(adamw, rate=call(cosine, peak=1e-4, steps=1000, warmup=50), b1=0.0, decay=0.0, clip=1.0),
+        student=call(
+            adamw, rate=call(cosine, peak=2e-5, steps=MATCHING // 4, warmup=10), b1=0.0, decay=0.0, clip=1.0
+        ),
+        critic=call(
+            adamw, rate=call(cosine, peak=1e-4, steps=MATCHING, warmup=20), b1=0.0, decay=0.0, clip=1.0
+        ),
     )
-    m.train = call(Settings, steps=1200, ema=0.99, log_every=50, save_every=200, save_minutes=4.0)
+    m.train = call(Settings, steps=MATCHING, ema=0.98, log_every=50, save_every=200, save_minutes=4.0)
     c.stages.matching = m
     return c

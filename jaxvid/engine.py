@@ -20,9 +20,6 @@ from jax.sharding import Mesh
 from jaxvid import stages
 from jaxvid.data.text import encode_text
 from jaxvid.io.weights import restore_into
-from jaxvid.nn.mixers.attention import Attention
-from jaxvid.nn.mixers.longshort import LongShort
-from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import from_level, strength_level, time_table
 from jaxvid.sampling.rollout import begin
@@ -68,10 +65,8 @@ class Engine:
         self.asked = 0
 
     def _abstract_params(self):
-        # a mixer that works in blocks of frames takes no fewer
-        frames = math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
-        x = jax.ShapeDtypeStruct((1, frames, *self._least(), self.vae.z), jnp.float32)
-        t = jax.ShapeDtypeStruct((1, frames), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, self.block, *self._least(), self.vae.z), jnp.float32)
+        t = jax.ShapeDtypeStruct((1, self.block), jnp.float32)
         cond = {"tokens": jax.ShapeDtypeStruct((1, 1, self.text_length), jnp.int32)}
         if self.beside:
             cond["beside"] = jax.ShapeDtypeStruct((*x.shape[:4], self.beside), jnp.float32)
@@ -184,21 +179,13 @@ class Engine:
     # Noise to latents
 
     @property
-    def model_is_causal(self) -> bool:
-        return bool(getattr(self.model, "causal", False))
+    def block(self) -> int:
+        """Latent frames that the model works on together: what it is shown is whole blocks."""
+        return math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
 
     @property
-    def traits(self) -> frozenset[str]:
-        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
-        causal = self.model_is_causal
-        held = list(stages.modules_of(self.model))
-        found = {"causal" if causal else "bidirectional"}
-        found |= {"temporal attention" for module in held if hasattr(module, "edit")}
-        queues = (Attention, LongShort)
-        found |= {"attention memory" for module in held if causal and isinstance(module, queues)}
-        found |= {"long memory" for module in held if causal and isinstance(module, LongShort)}
-        found |= {"state memory" for module in held if causal and isinstance(module, Mamba)}
-        return frozenset(found)
+    def model_is_causal(self) -> bool:
+        return bool(getattr(self.model, "causal", False))
 
     def sample(self, request, method, told, given, mask, source=None, keep=None):
         """Follows a method's segments; yields ``(rows done, rows in all, note, latents)`` around every model call.

@@ -30,11 +30,12 @@ from jaxvid.pixels import read_clip, read_images, read_mask, read_picture
 from jaxvid.request import make_request
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
+from jaxvid.traits import ASSETS, FIRST, shipped, traits_of
 from jaxvid.types import InputError
 
 OPTIONS = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
 OPTIONS += ("guidance_interval", "guidance_kind", "cache", "strength", "fade")
-SHIPPED = pathlib.Path(__file__).parent / "assets" / "shapes"
+SHIPPED = ASSETS / FIRST
 
 
 class Pipeline:
@@ -75,7 +76,9 @@ class Pipeline:
 
     @classmethod
     def load(cls, path=None, *, mesh: Mesh | None = None) -> Pipeline:
-        """The shipped model (no argument), a bundle's directory, or a training run's. Raises `InputError`.
+        """The shipped model (no argument), another shipped one by name, a bundle's directory, or a training run's.
+
+        Raises `InputError`.
 
         mesh: of `jaxvid.sharding.make_mesh`, the devices that make a video together (None: one). The same request gives
         the same video on any mesh, up to the rounding of sums in another order.
@@ -86,9 +89,13 @@ class Pipeline:
             )
         path = pathlib.Path(SHIPPED if path is None else path)
         if not path.exists():
-            raise InputError(
-                f"checkpoint {path} does not exist; give the directory of a bundle or a training run"
-            )
+            names = {one.name: one for one in shipped()}
+            if str(path) not in names:
+                raise InputError(
+                    f"checkpoint {path} does not exist; give the directory of a bundle or a training run, or a shipped"
+                    f" model's name: {', '.join(names)}"
+                )
+            path = names[str(path)]
         if not path.is_dir():
             raise InputError(f"checkpoint {path} is a file; give the directory of a bundle or a training run")
         if is_bundle(path):
@@ -107,13 +114,20 @@ class Pipeline:
             f"{path} is neither a bundle (pipeline.json) nor a training run (config.json); check the path"
         )
 
-    def save(self, path, *, dtype: str | None = None, card: str | None = None) -> pathlib.Path:
-        """Writes a bundle: a directory that `load` reads anywhere. ``dtype='bfloat16'`` halves it."""
+    def save(
+        self, path, *, dtype: str | None = None, card: str | None = None, vae_in: str | None = None
+    ) -> pathlib.Path:
+        """Writes a bundle: a directory that `load` reads anywhere. ``dtype='bfloat16'`` halves it.
+
+        vae_in: name of a bundle in the same folder that has the same autoencoder, which is then not written again.
+        """
         params, variables = self.engine.params, self.engine.variables
         card = self.card if card is None else card
         own = [] if self.folder is None else sorted(pathlib.Path(self.folder).glob("LICEN[CS]E*"))
         own += [pathlib.Path(self.folder, "tokenizer")] if self.spec.get("tokenizer") else []
-        return save_bundle(path, self.spec, params, variables, dtype=dtype, card=card, beside=own)
+        return save_bundle(
+            path, self.spec, params, variables, dtype=dtype, card=card, beside=own, vae_in=vae_in
+        )
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.engine.params)) / 1e6
@@ -124,7 +138,7 @@ class Pipeline:
     @property
     def traits(self) -> frozenset[str]:
         """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
-        return self.engine.traits | ({"few-step weights"} if self.serves.get("student") else set())
+        return traits_of(self.engine.model, self.serves)
 
     @property
     def compilations(self) -> dict[str, int]:

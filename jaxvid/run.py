@@ -185,7 +185,14 @@ def method_of(engine: Engine, serves: Mapping[str, Any], request: Request, count
     whole = -(-count // multiple) * multiple
     window, overlap = _windows(serves)
     setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
-    return make(request.method, setting, dict(request.options))
+    method = make(request.method, setting, dict(request.options))
+    shown = method.window if method.windows is None else method.windows.length
+    if shown % engine.block and (method.remembers or shown > engine.block):
+        raise InputError(
+            f"method {request.method!r} shows the model {shown} latent frames at a time, and this one works in blocks of"
+            f" {engine.block}; use windows of whole blocks"
+        )
+    return method
 
 
 def _windows(serves) -> tuple[int, int]:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "jaxvid.request": "jaxvid",
     "jaxvid.pixels": "jaxvid",
     "jaxvid.stages": "jaxvid",
+    "jaxvid.traits": "jaxvid",
     "jaxvid.engine": "jaxvid",
     "jaxvid.run": "jaxvid",
     "jaxvid.imports": "jaxvid",

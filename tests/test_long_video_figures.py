@@ -3,6 +3,7 @@
 
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -51,7 +52,13 @@ def test_drift_counts_seconds_that_look_otherwise():
 def video(method, right, **more):
     """A video of `len(right)` seconds with so many of four units right in each."""
     counts = [{"shape": [min(n, 2), 2], "colour": [max(n - 2, 0), 2]} if n is not None else {} for n in right]
-    made = {"method": method, "seconds": len(right), "accuracy": counts, "same": [True] * len(right)}
+    made = {
+        "method": method,
+        "model": "shapes",
+        "seconds": len(right),
+        "accuracy": counts,
+        "same": [True] * len(right),
+    }
     costs = {"jump": 1.5, "calls": 70, "frames per call": 16, "wall": 2.0 * len(right), "compiling": 0.0}
     return {**made, **costs, "peak GiB": 1.25, **more}
 
@@ -76,9 +83,9 @@ def test_the_table_has_a_line_for_each_method():
     ]
     lines = figures.table(rows).splitlines()
     assert (
-        lines[2] == "| genl | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"
+        lines[2] == "| genl | shapes | 100.0 | 100.0 | 100.0 | 0.00 |  | 70 | 16 | 2.00 | 1.25 |"
     )  # the best one first
-    assert lines[3] == "| fifo | 100.0 | 50.0 | 25.0 | 0.00 | 1.50 | 70 | 16 | 2.00 | 1.25 |"
+    assert lines[3] == "| fifo | shapes | 100.0 | 50.0 | 25.0 | 0.00 | 1.50 | 70 | 16 | 2.00 | 1.25 |"
 
 
 def test_the_plot_has_a_line_for_each_stretch():
@@ -94,7 +101,7 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
         "b": [True, 2],
     }
 
-    def one(pipe, method, prompt, seed, seconds, steps, sheet):
+    def one(pipe, method, prompt, seed, seconds, steps, folder):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append((method, prompt, seed))
@@ -113,6 +120,8 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run, "one", one)
     monkeypatch.setattr(run, "Pipeline", Pipe)
+    monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(run, "shipped", lambda: [pathlib.Path("shapes")])
     monkeypatch.setattr(run.subprocess, "run", called)
     asked = ["--out", str(tmp_path), "--prompts", "2", "--methods", "rollout,genl", "--seconds", "2"]
     with pytest.raises(KeyboardInterrupt):
@@ -132,5 +141,31 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch, capsys):
     assert lines == {"rollout": [1.0, 0.75], "genl": [1.0, 0.75]}
     run.main([*asked, "--prompts", "1"])
     assert len(made) == 2 and "| genl |" in capsys.readouterr().out
+    run.main([*asked, "--prompts", "1", "--methods", "rollout,far"])
+    said = capsys.readouterr().out
+    assert (
+        "far: not made, it needs a causal model with long memory and none was given" in said
+        and "| rollout |" in said
+    )
     with pytest.raises(SystemExit, match="other settings"):
         run.main([*asked, "--seconds", "3"])
+    with pytest.raises(SystemExit, match="of shapes, not of elsewhere"):
+        run.main([*asked, "--checkpoint", str(tmp_path / "elsewhere")])
+
+
+def test_a_method_runs_on_the_first_checkpoint_that_it_can_run_on():
+    traits = [{"bidirectional"}, {"bidirectional", "temporal attention"}, {"causal", "state memory"}]
+    places, notes = run.assigned(["a", "b", "c"], traits, None)
+    assert (places["rollout"], places["vstar"], places["mamba-state"]) == ("a", "b", "c")
+    assert (
+        "far" not in places
+        and len(notes) == 3
+        and any(note.startswith("student: not made") for note in notes)
+    )
+    assert run.assigned(["a", "b", "c"], traits, ["rollout@3", "rollout"])[0] == {
+        "rollout@3": "c",
+        "rollout": "a",
+    }
+    for wrong in ("rollout@4", "rolout"):
+        with pytest.raises(SystemExit, match="no method"):
+            run.assigned(["a"], traits[:1], [wrong])

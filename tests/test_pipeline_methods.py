@@ -81,13 +81,47 @@ def test_rows_of_a_method_are_one_program(name):
     assert pipe.compilations["sample"] == 1 + MORE.get(name, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in BIDIRECTIONAL if METHODS[name].memory == "constant"])
-def test_a_longer_stream_compiles_nothing_and_begins_the_same(pipe, name):
-    short = make(pipe, name, **OPTIONS.get(name, {}))
+STREAMS = {  # every method whose memory is constant, in all its forms
+    **{name: (name, OPTIONS.get(name, {})) for name, entry in METHODS.items() if entry.memory == "constant"},
+    "skyreels in step": ("skyreels", {}),
+    "fifo coherent": ("fifo", {"window": 2, "coherent": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def far():
+    return toy_pipeline(
+        described=described(call(LongShort, head=16, window=16, past=16, pool=1, block=8)),
+    )
+
+
+def alive(pipe, name, seconds, options):
+    """(latents, the most bytes that were in device arrays between two steps)."""
+    most = 0
+    run = pipe.stream("a red star", seconds=seconds, seed=3, method=name, guidance=1, **options)
+    for _ in run:
+        most = max(most, sum(array.nbytes for array in jax.live_arrays()))
+    return pipe.latents[0], most
+
+
+@pytest.mark.parametrize("which", STREAMS)
+def test_a_longer_stream_compiles_nothing_takes_no_more_memory_and_begins_the_same(pipe, causal, far, which):
+    name, options = STREAMS[which]
+    needs = METHODS[name].needs
+    pipe = far if "long memory" in needs else causal if "causal" in needs else pipe
+    alive(pipe, name, LONG, options)
     before = pipe.compilations
-    longer = make(pipe, name, seconds=189 / FPS, **OPTIONS.get(name, {}))
+    short, bytes_ = alive(pipe, name, LONG, options)
+    longer, more = alive(pipe, name, 189 / FPS, options)
     assert pipe.compilations == before
-    np.testing.assert_allclose(longer.latents[:15], short.latents[:15], atol=1e-4)
+    assert more == bytes_
+    np.testing.assert_allclose(longer[:15], short[:15], atol=1e-4)
+
+
+def test_one_shot_grows(pipe):
+    """The other side of the law above: there is something to be measured."""
+    (_, short), (_, longer) = (alive(pipe, "oneshot", seconds, {}) for seconds in (LONG, 189 / FPS))
+    assert longer > short
 
 
 def test_one_window_is_ordinary_sampling(pipe):
@@ -120,11 +154,10 @@ def test_a_student_is_sampled_in_its_own_way(pipe, causal):
         make(causal, "student")
 
 
-def test_far_and_near_memory_by_name():
-    pipe = toy_pipeline(described=described(call(LongShort, head=16, window=16, past=16, pool=1, block=8)))
-    far, kv = make(pipe, "far"), make(pipe, "causal-kv")
-    assert np.array_equal(far.latents, kv.latents) and np.isfinite(far.latents).all()
-    assert pipe.compilations["sample"] == 1 and pipe.compilations["commit"] == 1
+def test_far_and_near_memory_by_name(far):
+    long, kv = make(far, "far"), make(far, "causal-kv")
+    assert np.array_equal(long.latents, kv.latents) and np.isfinite(long.latents).all()
+    assert far.compilations["sample"] == 1 and far.compilations["commit"] == 1
 
 
 def test_wrong_pairings_are_refused(pipe, causal):
@@ -250,3 +283,27 @@ def test_a_coherent_queue_is_another_video_of_the_same_kind(pipe):
     np.testing.assert_array_equal(made[0], plain[0])  # the first frame enters before there is one to follow
     assert np.isfinite(made).all() and 0.5 < made.std() / plain.std() < 2
     assert np.abs(made - plain)[4:].max() > 1e-3
+
+
+def test_a_shipped_model_is_found_for_a_method(causal, tmp_path, monkeypatch):
+    from jaxvid import traits
+    from jaxvid.pipeline import Pipeline
+
+    plain = toy_pipeline()
+    for name, one in (("shapes", plain), ("shapes_causal", causal)):
+        one.save(tmp_path / name)
+    monkeypatch.setattr(traits, "ASSETS", tmp_path)
+    found = {
+        name: traits.shipped_for(name) for name in ("oneshot", "rollout", "mamba-state", "far", "nonsense")
+    }
+    names = {name: path and path.name for name, path in found.items()}
+    assert names == {
+        "oneshot": "shapes",
+        "rollout": "shapes",
+        "mamba-state": "shapes_causal",
+        "far": None,
+        "nonsense": None,
+    }
+    assert Pipeline.load("shapes_causal").traits == causal.traits
+    with pytest.raises(InputError, match="does not exist; .* name: shapes, shapes_causal"):
+        Pipeline.load("shapes_student")

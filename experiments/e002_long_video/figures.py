@@ -74,6 +74,7 @@ def summary(runs: Sequence[Mapping]) -> dict:
     warm = [run for run in runs if not run["compiling"]] or runs
     return {
         "method": runs[0]["method"],
+        "model": runs[0]["model"],
         "videos": len(runs),
         "thirds": [mean(np.asarray(part, float)) for part in parts],
         "drift": mean(np.asarray([drift(run["same"]) for run in runs])),
@@ -85,7 +86,19 @@ def summary(runs: Sequence[Mapping]) -> dict:
     }
 
 
-HEAD = ("method", "first third", "middle", "last", "drift", "jump", "calls", "frames", "s per s", "peak GiB")
+HEAD = (
+    "method",
+    "model",
+    "first third",
+    "middle",
+    "last",
+    "drift",
+    "jump",
+    "calls",
+    "frames",
+    "s per s",
+    "peak GiB",
+)
 
 
 def table(rows: Sequence[Mapping]) -> str:
@@ -93,7 +106,7 @@ def table(rows: Sequence[Mapping]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
     number = lambda value, form: "" if value is None or math.isnan(value) else format(value, form)
     for row in sorted(rows, key=lambda row: -row["thirds"][2] if row["thirds"][2] == row["thirds"][2] else 1):
-        cells = [row["method"], *(number(100 * part, ".1f") for part in row["thirds"])]
+        cells = [row["method"], row["model"], *(number(100 * part, ".1f") for part in row["thirds"])]
         cells += [number(row["drift"], ".2f"), number(row["jump"], ".2f"), str(row["calls"])]
         cells += [str(row["frames per call"]), number(row["wall"], ".2f"), number(row["peak"], ".2f")]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One video with every method that a checkpoint can follow, read second by second, and what it cost.
+"""A long video with every method, read second by second, and what it cost.
 
-    python -m experiments.e002_long_video.run [--checkpoint DIR] [--seconds 60] [--methods A,B] [--prompts 3] [--seeds 1]
-        [--out FOLDER]
+    python -m experiments.e002_long_video.run [--checkpoint DIR ...] [--seconds 60] [--methods A,B,A@2] [--prompts 3]
+        [--seeds 1] [--out FOLDER]
 
-Every method runs in a process of its own, so that its peak memory is its own, and every video leaves a file behind: the same
-command goes on where it was interrupted. Another checkpoint, length or number of steps needs another folder.
+A method runs on the first checkpoint that it can run on; `A@2` is method A on the second one. Every method runs in a process
+of its own, so that its peak memory is its own, and every video leaves a file behind: the same command goes on where it was
+interrupted, also with more checkpoints or methods. Another length or number of steps needs another folder.
 """
 
 import argparse
@@ -20,11 +21,14 @@ import time
 
 from experiments.e002_long_video import figures
 from experiments.e002_long_video.plot import panels
+from experiments.e002_long_video.sheet import save_sheet, save_strip
+from jaxvid.cli.main import use_compilation_cache
 from jaxvid.data.shapes.reader import read
 from jaxvid.eval.shapes_accuracy import score_seconds
 from jaxvid.pipeline import Pipeline
 from jaxvid.run import method_of
-from jaxvid.sampling.methods.table import METHODS
+from jaxvid.sampling.methods.table import METHODS, model_with
+from jaxvid.traits import shipped
 
 PROMPTS = (
     "a large red star spins on a black background",
@@ -36,17 +40,17 @@ PROMPTS = (
 )
 
 
-def one(
-    pipe: Pipeline, method: str, prompt: str, seed: int, seconds: float, steps: int | None, sheet
-) -> dict:
-    """All figures of one video."""
+def one(pipe: Pipeline, name: str, prompt: str, seed: int, seconds: float, steps: int | None, folder) -> dict:
+    """All figures of one video; its contact sheet and a strip of it go to ``folder``, unless that is None."""
+    method = name.partition("@")[0]
     before, compiled = time.monotonic(), _compiled(pipe)
     run = pipe.prepare(prompt, seconds=seconds, seed=seed, method=method, steps=steps)
     clip = pipe(prompt, seconds=seconds, seed=seed, method=method, steps=steps)
     wall, compiling = time.monotonic() - before, _compiled(pipe) - compiled
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # before the reader takes its share
-    if sheet is not None:
-        clip.contact_sheet(sheet)
+    if folder is not None:
+        clip.contact_sheet(folder / f"{name}.png")
+        save_strip(folder / "strips" / f"{name}.png", clip.frames)
     count = pipe.engine.vae.latent_frames(run.request.frames)
     followed = method_of(pipe.engine, pipe.serves, run.request, count)
     verdicts = read(clip.frames, clip.fps, [0.0])
@@ -55,7 +59,7 @@ def one(
         accuracy[min(second, len(accuracy) - 1)] = counts
     inner = followed.window if followed.windows is None else followed.windows.length
     return {
-        "method": method,
+        "method": name,
         "prompt": prompt,
         "seed": seed,
         "seconds": seconds,
@@ -110,25 +114,47 @@ def to_json(value) -> str:
 
 def child(options) -> None:
     """Makes what is missing of one method."""
-    pipe = Pipeline.load(options.checkpoint)
-    for prompt, seed in missing(options, options.one):
-        sheet = options.out / f"{options.one}.png" if (prompt, seed) == (0, 0) else None
-        made = one(pipe, options.one, PROMPTS[prompt], seed, options.seconds, options.steps, sheet)
-        write(place(options.out, options.one, prompt, seed), to_json(made))
-        print(
-            f"{options.one}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True
-        )
+    use_compilation_cache()  # what methods have in common, such as the decoder, is compiled once
+    name, where = options.one, options.on
+    pipe = Pipeline.load(where)
+    for prompt, seed in missing(options, name):
+        folder = options.out if (prompt, seed) == (0, 0) else None
+        made = one(pipe, name, PROMPTS[prompt], seed, options.seconds, options.steps, folder)
+        write(place(options.out, name, prompt, seed), to_json({"model": model_name(where), **made}))
+        print(f"{name}: prompt {prompt}, seed {seed}: {made['wall']:.1f} s", file=sys.stderr, flush=True)
 
 
-def report(options, names) -> str:
-    """Table, plot and figures of all that there is; returns the table."""
+def model_name(where) -> str:
+    """What the table calls a checkpoint."""
+    return pathlib.Path(where).resolve().name
+
+
+def assigned(checkpoints, traits, asked) -> tuple[dict, list[str]]:
+    """({name: checkpoint}, a line for each method that none of them can follow); ``asked`` None is every method."""
+    places, lines = {}, []
+    for name in METHODS if asked is None else asked:
+        method, at, number = name.partition("@")
+        if method not in METHODS or (at and number not in map(str, range(1, len(checkpoints) + 1))):
+            raise SystemExit(f"{name!r} is no method, or no method@checkpoint of {len(checkpoints)}")
+        needs = set(METHODS[method].needs)
+        among = [int(number) - 1] if at else range(len(checkpoints))
+        able = [i for i in among if needs <= traits[i]]
+        if able:
+            places[name] = checkpoints[able[0]]
+        else:
+            lines.append(f"{name}: not made, it needs {model_with(METHODS[method].needs)} and none was given")
+    return places, lines
+
+
+def report(options, names, notes) -> str:
+    """Table, plot, figures and strips of all that there is; returns the table with its notes."""
     runs = {}
     for name in names:
         files = [place(options.out, name, p, s) for s in range(options.seeds) for p in range(options.prompts)]
         if all(file.exists() for file in files):
             runs[name] = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if not runs:
-        return "nothing was made\n"
+        return "\n".join(["nothing was made", *notes, ""])
     rows = [figures.summary(videos) for videos in runs.values()]
     lines = {
         "right of what the prompt says": {name: figures.by_second(videos) for name, videos in runs.items()},
@@ -140,20 +166,28 @@ def report(options, names) -> str:
     write(options.out / "results.json", to_json({"rows": rows, "lines": lines}))
     said = f"{options.prompts} prompts, {options.seeds} seeds, {options.seconds:g} s each"
     text = f"{said}; shares are per cent right, drift and jump as in the README.\n\n{figures.table(rows)}\n"
+    text += "".join(f"\n{note}\n" for note in notes)
+    strips = {name: options.out / "strips" / f"{name}.png" for name in runs}
+    save_sheet(options.out / "sheet.png", {name: path for name, path in strips.items() if path.exists()})
     write(options.out / "table.md", text)
     return text
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    made.add_argument("--checkpoint", help="a bundle or a run (default: the shipped model)")
+    made.add_argument(
+        "--checkpoint",
+        action="append",
+        help="a bundle or a run (default: the shipped model); may be repeated",
+    )
     made.add_argument("--seconds", type=float, default=60.0)
     made.add_argument("--steps", type=int)
     made.add_argument("--prompts", type=int, default=3, choices=range(1, len(PROMPTS) + 1))
     made.add_argument("--seeds", type=int, default=1)
-    made.add_argument("--methods", help="names with commas (default: all that the checkpoint can follow)")
+    made.add_argument("--methods", help="names with commas (default: all)")
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/e002"))
-    made.add_argument("--one", help=argparse.SUPPRESS)
+    made.add_argument("--one", help=argparse.SUPPRESS)  # the name, and on: the checkpoint, of a child
+    made.add_argument("--on", help=argparse.SUPPRESS)
     return made
 
 
@@ -163,24 +197,31 @@ def main(argv=None) -> None:
     if options.one:
         child(options)
         return
-    traits = Pipeline.load(options.checkpoint).traits
-    able = [name for name, entry in METHODS.items() if set(entry.needs) <= traits]
-    names = options.methods.split(",") if options.methods else able
-    asked = {name: getattr(options, name) for name in ("checkpoint", "seconds", "steps")}
+    every = [str(path) for path in shipped()]
+    checkpoints = [
+        c for where in options.checkpoint or ["shipped"] for c in (every if where == "shipped" else [where])
+    ]
+    traits = [Pipeline.load(where).traits for where in checkpoints]
+    places, notes = assigned(checkpoints, traits, options.methods and options.methods.split(","))
+    asked = {name: getattr(options, name) for name in ("seconds", "steps")}
     settings = options.out / "settings.json"
     if settings.exists() and json.loads(settings.read_text(encoding="utf-8")) != asked:
         raise SystemExit(f"{options.out} holds videos of other settings ({settings}); give another --out")
+    for name, where in places.items():
+        for file in sorted((options.out / "videos").glob(f"{name}-*.json")):
+            if (model := json.loads(file.read_text(encoding="utf-8"))["model"]) != model_name(where):
+                raise SystemExit(f"{file} is of {model}, not of {model_name(where)}; give another --out")
     write(settings, json.dumps(asked, indent=1))
-    failed = []
-    for name in names:
+    text = report(options, places, notes)
+    for name, where in places.items():
         if missing(options, name):
             command = [sys.executable, "-m", "experiments.e002_long_video.run", *argv, "--one", name]
-            if subprocess.run(command).returncode:
-                failed.append(name)
-        text = report(options, names)  # after every method: an interrupted comparison is one already
+            if subprocess.run(command + ["--on", where]).returncode:
+                notes.append(f"{name}: failed on {model_name(where)}; the same command tries again")
+        text = report(options, places, notes)  # after every method: an interrupted comparison is one already
     print(text)
-    if failed:
-        raise SystemExit(f"failed: {', '.join(failed)}")
+    if any("failed" in note for note in notes):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 
 import jaxvid
 from jaxvid.config import SAFE, build, from_json, to_json
-from jaxvid.io.bundle import VAE, is_bundle, load_spec
+from jaxvid.io.bundle import VAE, is_bundle, load_spec, vae_file
 from jaxvid.io.weights import load_weights, restore_into, save_weights
 from jaxvid.models.vae_scale import channel_effects, weigh
 from jaxvid.types import InputError
@@ -74,7 +74,8 @@ def load_codec(where: str, workdir: str | os.PathLike[str], stages: Iterable[str
     if (path / NODE).is_file():
         node = from_json((path / NODE).read_text(encoding="utf-8"))
     elif is_bundle(path):
-        node = load_spec(path)["vae"]
+        spec = load_spec(path)
+        return make_codec(spec["vae"], load_weights(vae_file(path, spec)), str(path))
     else:
         known = ", ".join(["'shipped'", *stages])
         raise InputError(

@@ -68,7 +68,11 @@ def arguments(parser):
     add("--fade", type=float, metavar="SECONDS", help="how long a change from one caption to the next takes")
     add("--strength", type=float, help="make --video anew from this noise level on, in (0, 1)")
     add("--mask", metavar="MASK.png", help="bright where --video is to be made anew")
-    add("--checkpoint", metavar="DIR", help="a bundle or a training run (default: the shipped model)")
+    add(
+        "--checkpoint",
+        metavar="DIR",
+        help="a bundle, a run, or a shipped model's name (default: the first shipped one that can follow the method)",
+    )
     add("--dtype", help="float32 or bfloat16")
     add(
         "--mesh",
@@ -100,13 +104,17 @@ def run(options) -> None:
         if options.prompt is not None and story and isinstance(story[0], dict) and story[0].get("at") == 0:
             progress.note("the story begins at 0 s, so PROMPT is not used")
 
-    from jaxvid.pipeline import Pipeline
+    from jaxvid.pipeline import SHIPPED, Pipeline
     from jaxvid.sharding import make_mesh
+    from jaxvid.traits import shipped_for
 
     main.use_compilation_cache()
     # -1: what the other axes leave
     mesh = make_mesh(**{"data": -1, **sizes}) if sizes else None
-    pipe = Pipeline.load(options.checkpoint, mesh=mesh)
+    checkpoint = options.checkpoint or shipped_for(options.method)
+    pipe = Pipeline.load(checkpoint, mesh=mesh)
+    if checkpoint not in (None, options.checkpoint, SHIPPED):
+        progress.note(f"with the shipped model {checkpoint.name}")
     names = (
         "image",
         "last_image",

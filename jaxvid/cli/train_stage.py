@@ -25,7 +25,9 @@ while one that learns an autoencoder may have ``statistics``, over how many clip
 stays what it was at the start), and ``weigh``, the greatest spread of a channel where spreads follow what channels do
 to pixels (0: all channels have unit variance). Any stage may have ``init``: an earlier stage, a .safetensors file, a
 bundle, a run or 'shipped', whose weights it begins with; a stage that distils (`jaxvid.training.distill`) also
-``teacher``, the same for the model that it learns from, with which the student begins where there is no ``init``.
+``teacher``, the same for the model that it learns from, with which the student begins where there is no ``init``. With
+``adopt``, a dict {name here: name there} of parts that are called otherwise (it may be empty), only those weights of
+``init`` are taken that fit.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ from jaxvid.types import InputError
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
 OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
-OPTIONAL += ("teacher", "text", "blank")
+OPTIONAL += ("adopt", "teacher", "text", "blank")
 
 
 @dataclasses.dataclass
@@ -259,7 +261,7 @@ def train_stage(
                 tracker=tracker,
                 progress=show,
                 say=say,
-                prepare=starter(stage, workdir),
+                prepare=starter(stage, workdir, say),
             )
         finally:
             tracker.close()

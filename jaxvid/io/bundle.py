@@ -6,6 +6,7 @@
     vae.safetensors      the autoencoder's variables: params and the statistics of its latents
     README.md            the model card
 
+A bundle beside another one may use the other's autoencoder: then `vae_in` of its pipeline.json is the other's name.
 Nothing in a bundle is ever run: the JSON is data, and whoever builds from it names the packages that it may name.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ import numpy as np
 
 from jaxvid.config import from_json, to_json
 from jaxvid.io.lazy import load_mapped
-from jaxvid.io.weights import load_weights, save_weights
+from jaxvid.io.weights import flatten, load_weights, save_weights
 from jaxvid.types import InputError
 
 FORMAT, VERSION = "jaxvid pipeline", 1
@@ -38,7 +40,15 @@ def is_bundle(path) -> bool:
 
 
 def save_bundle(
-    path, spec: Mapping[str, Any], params, vae, *, dtype: str | None = None, card: str = "", beside=()
+    path,
+    spec: Mapping[str, Any],
+    params,
+    vae,
+    *,
+    dtype: str | None = None,
+    card: str = "",
+    beside=(),
+    vae_in: str | None = None,
 ) -> pathlib.Path:
     """Writes a bundle aside and renames it to ``path``; a bundle that was there is replaced, anything else is refused.
 
@@ -50,6 +60,7 @@ def save_bundle(
       dtype: type of the floats in the files, such as 'bfloat16'; by default as they are. Statistics stay float32.
       card: text of the README.
       beside: files and folders that are copied into it, such as a tokenizer's.
+      vae_in: name of the bundle beside it that has the same autoencoder, which is not written again.
     """
     path = pathlib.Path(path)
     missing = [key for key in NEEDED if key not in spec]
@@ -67,10 +78,14 @@ def save_bundle(
     if dtype is not None:  # the statistics are few and all else depends on them
         params, vae = _cast(params, dtype), {**vae, "params": _cast(vae["params"], dtype)}
     try:
-        spec = {**spec, "format": FORMAT, "version": VERSION}
+        spec = {k: v for k, v in spec.items() if k != "vae_in"} | {"format": FORMAT, "version": VERSION}
+        if vae_in is not None:
+            spec["vae_in"] = vae_in
+            _check_same(vae_file(path, spec), vae, vae_in)
         (part / SPEC).write_text(to_json(spec), encoding="utf-8")
         save_weights(part / MODEL, params, metadata={"format": FORMAT})
-        save_weights(part / VAE, vae, metadata={"format": FORMAT})
+        if vae_in is None:
+            save_weights(part / VAE, vae, metadata={"format": FORMAT})
         (part / CARD).write_text(card or _card(spec), encoding="utf-8")
         for extra in beside:
             (shutil.copytree if extra.is_dir() else shutil.copyfile)(extra, part / extra.name)
@@ -91,7 +106,24 @@ def load_bundle(path) -> tuple[dict[str, Any], Any, Any]:
     """``(spec, params, vae)`` of a bundle: plain data and trees of arrays, nothing built yet. Raises `InputError`."""
     spec = load_spec(path)
     read = load_mapped if "imported" in spec else load_weights  # imported weights may be larger than memory
-    return spec, read(pathlib.Path(path, MODEL)), read(pathlib.Path(path, VAE))
+    return spec, read(pathlib.Path(path, MODEL)), read(vae_file(path, spec))
+
+
+def vae_file(path, spec: Mapping[str, Any]) -> pathlib.Path:
+    """Where a bundle's autoencoder lies: in it, or in the bundle beside it that it names. Raises `InputError`."""
+    other = spec.get("vae_in")
+    if other is None:
+        return pathlib.Path(path, VAE)
+    if not isinstance(other, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", other):
+        raise InputError(f"vae_in={str(other)[:40]!r} of {path} is no name of a folder beside it; correct it")
+    return pathlib.Path(path).absolute().parent / other / VAE
+
+
+def _check_same(file: pathlib.Path, vae, name: str) -> None:
+    there, here = flatten(load_weights(file)), flatten(vae)
+    same = there.keys() == here.keys() and all(np.array_equal(there[k], np.asarray(here[k])) for k in here)
+    if not same:
+        raise InputError(f"the autoencoder in {name} is another one; save this bundle with its own")
 
 
 def load_spec(path) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def queue(
     window = alive * block if window is None else window
     if window % block or window < alive * block:
         raise InputError(
-            f"a window of {window} latent frames cannot hold the {alive} blocks of {block} that {steps} steps with a lag of"
-            f" {lag} keep on their way; use {alive * block} frames, a larger lag, or fewer steps"
+            f"a window of {window} latent frames cannot hold the {alive} blocks of {block} that {steps} steps with an"
+            f" ar_step of {lag} keep on their way; use {alive * block} frames, a larger ar_step, or fewer steps"
         )
     blocks, size = -(-frames // block), window // block
     segments, row = [], 0

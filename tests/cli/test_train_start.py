@@ -71,3 +71,22 @@ def test_what_is_missing_or_too_much_is_named(files, tmp_path):
         starter(stage(ConsistencyTask(nn.Dense(1), Process()), init=files["student"]), str(tmp_path))
     with pytest.raises(InputError, match="no use for one"):
         starter(stage(plain, teacher=files["teacher"]), str(tmp_path))
+
+
+def test_parts_in_common_are_adopted(tmp_path):
+    """What has the same name, or the other name that is given for it, and the same shape; the rest stays."""
+    there = {"window": weights(1.0), "head": weights(2.0), "text": {"kernel": np.ones(5, np.float32)}}
+    save_weights(tmp_path / "there.safetensors", there)
+    mine = {"longshort": weights(0.0), "head": weights(0.0), "text": {"kernel": np.zeros(4, np.float32)}}
+    plain, heard = types.SimpleNamespace(), []
+    node = {"init": str(tmp_path / "there.safetensors"), "adopt": {"longshort": "window"}}
+    made = starter(stage(plain, **node), str(tmp_path), heard.append)(state(mine))
+    assert (value(made.params["longshort"]), value(made.params["head"])) == (1.0, 2.0)
+    assert not made.params["text"]["kernel"].any()
+    assert heard == [f"75 % of the parameters begin as in {node['init']}; by chance: text"]
+    made = starter(stage(plain, **{**node, "adopt": {}}), str(tmp_path), heard.append)(state(mine))
+    assert value(made.params["longshort"]) == 0.0 and value(made.ema["head"]) == 2.0
+    with pytest.raises(InputError, match="nothing of .* fits"):
+        starter(stage(plain, **node), str(tmp_path))(state({"other": weights(0.0)}))
+    with pytest.raises(InputError, match="adopt says what to take of init"):
+        starter(stage(plain, adopt={}), str(tmp_path))

@@ -50,6 +50,25 @@ def test_bfloat16_on_disk(tmp_path):
     np.testing.assert_array_equal(params["a"]["kernel"], PARAMS["a"]["kernel"].astype(ml_dtypes.bfloat16))
 
 
+def test_a_bundle_may_use_the_autoencoder_of_the_one_beside_it(saved, tmp_path):
+    other = bundle.save_bundle(tmp_path / "c", SPEC, PARAMS, VAE, vae_in="b")
+    assert not (other / "vae.safetensors").exists()
+    spec, _, vae = bundle.load_bundle(other)
+    np.testing.assert_array_equal(vae["stats"]["mean"], VAE["stats"]["mean"])
+    again = bundle.save_bundle(tmp_path / "d", spec, PARAMS, vae)  # and elsewhere it has its own
+    assert (again / "vae.safetensors").exists() and "vae_in" not in bundle.load_spec(again)
+    changed = {**VAE, "params": {"b": np.zeros(3, np.float32)}}
+    with pytest.raises(InputError, match="another one"):
+        bundle.save_bundle(tmp_path / "e", SPEC, PARAMS, changed, vae_in="b")
+    with pytest.raises(InputError, match="no weights at"):
+        bundle.save_bundle(tmp_path / "e", SPEC, PARAMS, VAE, vae_in="nobody")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b", "c", "d"]
+    for name in ("../b", "", "/b", 3):
+        (other / "pipeline.json").write_text(json.dumps({**bundle.load_spec(saved), "vae_in": name}))
+        with pytest.raises(InputError, match="no name of a folder"):
+            bundle.load_bundle(other)
+
+
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="choose one of float32, bfloat16"):
         bundle.save_bundle(tmp_path / "b", SPEC, PARAMS, VAE, dtype="int4")

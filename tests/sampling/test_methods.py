@@ -72,9 +72,7 @@ def test_concrete_values():
 
 
 def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
-    with pytest.raises(
-        InputError, match="'causal-kv' needs a model with causal and attention memory.*'rollout'"
-    ):
+    with pytest.raises(InputError, match="'causal-kv' needs a causal model with attention memory.*'rollout'"):
         check_method("causal-kv", {}, ALL)
     with pytest.raises(InputError, match="'freenoise' needs a model with temporal attention.*'genl'"):
         check_method("freenoise", {}, {"causal", "state memory"})
@@ -82,6 +80,29 @@ def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
         check_method("causal-kv", {}, {"causal", "state memory"})
     with pytest.raises(InputError, match="unknown; choose one of oneshot, "):
         check_method("fast", {}, ALL)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("blend", {"overlap": 16}),
+        ("freelong", {"space": 0.0}),
+        ("vstar", {"width": 0.0}),
+        ("vstar", {"share": 1.5}),
+        ("freenoise", {"stride": 0}),
+        ("genl", {"stride": 0}),
+        ("sliding", {"ar_step": 0}),
+        ("fifo", {"window": 0}),
+        ("skyreels", {"add_noise": 1.0}),
+        ("skyreels", {"ar_step": 2, "block": 3}),
+        ("history", {"fraction": 2.0}),
+        ("rollout", {"overlap": 16}),
+        ("keyframes", {"every": 0}),
+    ],
+)
+def test_options_that_cannot_work_are_refused(name, options):
+    with pytest.raises(InputError):
+        make(name, SETTING, options)
 
 
 def test_options_are_named_and_typed():

@@ -31,7 +31,7 @@ from jaxvid.types import InputError
 
 class Attention(nn.Module):
     """Full space-time attention. ``causal`` works in blocks of ``block`` frames and looks ``window`` frames back, and at the
-    first ``sink`` frames."""
+    first ``sink`` frames. A clip shorter than a block (an image, in training) is one block."""
 
     head: int = 32
     causal: bool = False
@@ -77,9 +77,10 @@ class Attention(nn.Module):
         b, frames, rows, columns, width = x.shape
         if width % self.head:
             raise InputError(f"width {width} does not split into heads of {self.head}")
-        if self.causal and frames % self.block:
+        length = clean or frames
+        if self.causal and length % self.block and (length > self.block or memory is not None):
             raise InputError(
-                f"{frames} frames are not a multiple of block={self.block}; pad them or change block"
+                f"{length} frames are not a multiple of block={self.block}; pad them or change block"
             )
         tokens = rows * columns
         qkv = Linear(3 * width, ("embed", "heads"), name="qkv")(x).reshape(

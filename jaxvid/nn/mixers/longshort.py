@@ -27,7 +27,8 @@ from jaxvid.types import InputError
 
 
 class LongShort(nn.Module):
-    """Blocks of ``block`` frames see ``window`` frames back in full and ``past`` more coarsely."""
+    """Blocks of ``block`` frames see ``window`` frames back in full and ``past`` more coarsely. A clip shorter than a
+    block is one block."""
 
     head: int = 32
     window: int = 16
@@ -73,12 +74,12 @@ class LongShort(nn.Module):
         self._check()
         if width % self.head:
             raise InputError(f"width {width} does not split into heads of {self.head}")
-        if frames % self.block:
-            raise InputError(
-                f"{frames} frames are not a multiple of block={self.block}; pad them or change block"
-            )
         clean = frames // 2 if teaching else frames  # of which there are coarse tokens
         past = memory if memory is not None and not teaching else None
+        if clean % self.block and (clean > self.block or past is not None):
+            raise InputError(
+                f"{clean} frames are not a multiple of block={self.block}; pad them or change block"
+            )
         q, k, v = self._fine(x)
         far_k, far_v = self._coarse(x[:, :clean])
         seen = None

@@ -84,7 +84,8 @@ class Mamba(nn.Module):
     review: tuple[int, int, int] | None = (2, 2, 2)
     chunk: int | None = None  # tokens worked on at once; None: what suits the machine
     causal: bool = False
-    block: int = 1  # frames per block of the causal form: the backward scan stays inside a block
+    # frames per block of the causal form: the backward scan stays inside a block, and a shorter clip is one block
+    block: int = 1
 
     def __post_init__(self):
         if self.order not in range(4):
@@ -187,7 +188,7 @@ class Mamba(nn.Module):
 
     def _causal(self, seq, grid, scan, memory):
         frames, tokens = grid[0], grid[1] * grid[2]
-        if frames % self.block:
+        if frames % self.block and (frames > self.block or memory is not None):
             raise InputError(
                 f"{frames} frames are not a multiple of block={self.block}; pad them or change block"
             )
@@ -197,6 +198,7 @@ class Mamba(nn.Module):
         else:
             ahead, state, past = scan(seq, memory["state"], memory["conv"].astype(seq[0].dtype))
             after = {"conv": past.astype(memory["conv"].dtype), "state": state.astype(memory["state"].dtype)}
-        blocks = (a.reshape(-1, self.block * tokens, a.shape[-1]) for a in seq)
+        block = min(self.block, frames)
+        blocks = (a.reshape(-1, block * tokens, a.shape[-1]) for a in seq)
         back, _, _ = scan(tuple(a[:, ::-1] for a in blocks))
         return ahead + back[:, ::-1].reshape(ahead.shape), after

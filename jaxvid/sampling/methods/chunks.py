@@ -89,7 +89,8 @@ def _whole(setting: Setting, plan: LevelPlan) -> Method:
 
 
 def _overlap(setting: Setting, overlap: int) -> int:
-    overlap = setting.overlap if overlap < 0 else overlap
+    # a causal model's checkpoint has none: its past is in its memory
+    overlap = (setting.overlap or setting.window // 2) if overlap < 0 else overlap
     if not 0 < overlap < setting.window:
         raise InputError(
             f"overlap={overlap} with windows of {setting.window} latent frames; use 1 to {setting.window - 1}"

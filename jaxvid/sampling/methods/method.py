@@ -126,6 +126,7 @@ def check_options(name: str, entry: Entry, options: Mapping[str, Any]) -> dict[s
 
 
 def _like(default: Any, value: Any, what: str) -> Any:
+    asked = value
     if isinstance(value, str) and not isinstance(default, str):
         try:
             value = (
@@ -148,7 +149,7 @@ def _like(default: Any, value: Any, what: str) -> Any:
     word = {bool: "true or false", str: "a word"}.get(
         kind, "a number" if isinstance(default, float) else "a whole number"
     )
-    raise InputError(f"{what}={value!r} cannot be used; give {word}")
+    raise InputError(f"{what}={asked!r} cannot be used; give {word}")
 
 
 def _digit(text: str) -> bool:

@@ -35,8 +35,9 @@ def sliding(setting: Setting, *, ar_step: int = -1, block: int = 1, window: int 
     `window` (-1: the checkpoint's, in whole blocks) must hold the ceil(steps / ar_step) blocks that are on their way; the
     rest of it looks back at finished ones. `ar_step` -1 is the least that leaves a third of the window to them.
     """
-    size = setting.window if window < 0 else window
-    size = size // block * block if block > 0 else size
-    if ar_step < 0 and 0 < block <= size:
+    if block < 1 or ar_step == 0:
+        raise InputError(f"sliding ar_step={ar_step}, block={block}: both are at least 1")
+    size = (setting.window if window < 0 else window) // block * block
+    if ar_step < 0 and size:
         ar_step = -(-setting.steps // max(1, 2 * size // (3 * block)))
     return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)

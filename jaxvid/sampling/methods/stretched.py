@@ -12,6 +12,7 @@ from jaxvid.sampling.methods.method import Method, Setting
 from jaxvid.sampling.noise import freenoise_indices
 from jaxvid.sampling.stream import Segment
 from jaxvid.sampling.windows import WindowPlan, window_plan
+from jaxvid.types import InputError
 
 
 def genl(
@@ -29,7 +30,9 @@ def blend(setting: Setting, *, window: int = -1, overlap: int = -1) -> Method:
     every row (randomised blending). `overlap` -1 is a third of a window."""
     size = _size(setting, window)
     over = size // 3 if overlap < 0 else overlap
-    plan = window_plan(setting.frames, size, max(size - over, 1), "uniform")
+    if over >= size:
+        raise InputError(f"blend overlap={over} with windows of {size} latent frames; use 0 to {size - 1}")
+    plan = window_plan(setting.frames, size, size - over, "uniform")
     return _whole(setting, windows=_several(plan), cuts=len(plan.start) > 1)
 
 
@@ -51,12 +54,16 @@ def freenoise(setting: Setting, *, window: int = -1, stride: int = 4, inject: bo
 
 def freelong(setting: Setting, *, window: int = -1, space: float = 0.25, time: float = 0.25) -> Method:
     """Temporal attention whose low frequencies are those of all frames, and whose high ones are those of a window."""
+    if not (space > 0 and time > 0):
+        raise InputError(f"freelong space={space:g}, time={time:g}: shares of the highest frequency, above 0")
     return _whole(setting, edit=SpectralBlend(_size(setting, window), space, time))
 
 
 def vstar(setting: Setting, *, width: float = 4.0, bias: float = 1.0, share: float = 0.26) -> Method:
     """Temporal attention drawn to its diagonal, over `width` latent frames by `bias`, in the first `share` of the steps."""
-    edited = min(round(share * setting.steps), setting.steps)
+    if not (width > 0 and 0 <= share <= 1):
+        raise InputError(f"vstar width={width:g}, share={share:g}: wanted width > 0 and 0 <= share <= 1")
+    edited = round(share * setting.steps)
     return _whole(setting, edit=DiagonalBias(width, bias), edited=edited)
 
 

@@ -147,10 +147,17 @@ def check_method(name: str, options: Mapping[str, Any], traits: Collection[str])
         works = [other for other in entry.nearest if not set(METHODS[other].needs) - set(traits)]
         advice = f"; the nearest that works is {works[0]!r}" if works else ""
         raise InputError(
-            f"method {name!r} needs a model with {' and '.join(lacking)}, and this one has"
-            f" {', '.join(sorted(traits)) or 'none of that'}{advice}"
+            f"method {name!r} needs {model_with(entry.needs)}, and this is {model_with(traits)}{advice}"
         )
     return check_options(name, entry, options)
+
+
+def model_with(traits: Collection[str]) -> str:
+    """Traits in words, such as 'a causal model with state memory'."""
+    kinds = ("bidirectional", "causal")
+    first = " ".join(["a", *(kind for kind in kinds if kind in traits), "model"])
+    rest = " and ".join(sorted(set(traits) - set(kinds)))
+    return f"{first} with {rest}" if rest else first
 
 
 def make(name: str, setting: Setting, options: Mapping[str, Any] | None = None) -> Method:

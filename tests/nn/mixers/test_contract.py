@@ -15,9 +15,10 @@ import jaxvid.nn.mixers
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
-from jaxvid.nn.mixers.mate import mate
+from jaxvid.nn.mixers.mate import Mate, mate
 from jaxvid.nn.mixers.temporal import Temporal
 from jaxvid.nn.mixers.window import Window
+from jaxvid.types import InputError
 
 B, T, H, W, D = 2, 6, 3, 4, 16
 
@@ -28,6 +29,7 @@ BIDIRECTIONAL = {
     **{f"mate{k}": mate(k, window=(4, 2, 2), head=8, state=4, chunk=16) for k in range(2)},
     "attention": Attention(head=8),
     "temporal": Temporal(head=8),
+    "space and time": Mate(Temporal(head=8), Window((1, 8, 8), head=8)),
 }
 CAUSAL = {
     "mamba0": Mamba(order=0, causal=True, review=None, head=8, state=4, chunk=16),
@@ -38,7 +40,12 @@ CAUSAL = {
     "long and short": LongShort(head=8, window=1, past=3, pool=1),
     "long and short block": LongShort(head=8, window=2, past=2, pool=2, block=2),
     "attention sink block": Attention(causal=True, window=2, sink=1, block=2, head=8),
+    "scan and queue": Mate(
+        Mamba(order=1, causal=True, review=None, block=2, head=8, state=4, chunk=16),
+        LongShort(head=8, window=2, past=2, pool=2, block=2),
+    ),
 }
+BLOCK = {"scan and queue": 2}  # of a mixer that has no block of its own
 
 
 def perturbed(mixer, seed=0):
@@ -88,7 +95,7 @@ def test_past_ignores_future_and_chunks_equal_the_whole(name):
     mixer = CAUSAL[name]
     params, x = perturbed(mixer), video()
     assert mixer.causal
-    step = getattr(mixer, "block", 1)
+    step = BLOCK.get(name, getattr(mixer, "block", 1))
     run = jax.jit(lambda p, x, m: mixer.apply(p, x, m))
     whole, none = run(params, x, None)
     assert none is None
@@ -105,6 +112,22 @@ def test_past_ignores_future_and_chunks_equal_the_whole(name):
             lambda a: (a.shape, a.dtype, a.weak_type), start
         )
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["mamba1 block", "attention block", "long and short block"])
+def test_a_clip_shorter_than_a_block_is_one_block(name):
+    """Images can be among the training clips of a model that works in blocks; a stream is cut at their borders only."""
+    mixer = CAUSAL[name]
+    params, x = perturbed(mixer), video()
+    assert mixer.apply(params, x[:, :1], None)[0].shape == (B, 1, H, W, D)
+    for frames, memory in ((1, mixer.init_memory(B, (H, W), D)), (3, None)):
+        with pytest.raises(InputError, match="not a multiple"):
+            mixer.apply(params, x[:, :frames], memory)
+
+
+def test_branches_are_of_two_kinds():
+    with pytest.raises(InputError, match="both branches are Window"):
+        Mate(Window(), Window())
 
 
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
