@@ -15,10 +15,10 @@ from jaxvid.types import InputError
 SECONDS = 60
 STORY = (
     (0, "a large yellow circle stays still on a white background"),
-    (10, "a large yellow circle slides left and right on a white background"),
-    (20, "a large cyan circle slides left and right on a white background"),
-    (30, "a large cyan ring slides left and right on a white background"),
-    (40, "a large cyan ring circles clockwise on a white background"),
+    (10, "a large yellow circle slides up and down on a white background"),
+    (20, "a large magenta square circles clockwise on a white background"),
+    (30, "a large magenta square stays still on a white background"),
+    (40, "a large cyan ring slides left and right on a white background"),
     (50, "a large magenta ring circles clockwise on a white background"),
 )
 
