@@ -46,7 +46,8 @@ def test_info_of_nothing_is_one_line(jaxvid):
     done = jaxvid("info", "nowhere")
     assert (done.code, done.error) == (
         2,
-        "checkpoint nowhere does not exist; give the directory of a bundle or a training run",
+        "checkpoint nowhere does not exist; give the directory of a bundle or a training run,"
+        " or a shipped model's name: shapes",
     )
 
 
