@@ -62,6 +62,21 @@ def free_port() -> int:
 CONFIG = "from tests.training.tiny import get_config\n"
 
 
+def run(commands: list[list[str]], envs: list[dict[str, str]]) -> tuple[list, list[tuple[str, str]]]:
+    """Processes that work at the same time, ended, and what each said on both channels."""
+    running = [
+        subprocess.Popen(
+            command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for command, env in zip(commands, envs, strict=True)
+    ]
+    try:
+        return running, [process.communicate(timeout=900) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
 def histories(count: int, folder: pathlib.Path) -> tuple[list[dict], list[str]]:
     """What `jaxvid train` with so many processes, which find each other by variables, leaves behind and says."""
     try:
@@ -74,22 +89,7 @@ def histories(count: int, folder: pathlib.Path) -> tuple[list[dict], list[str]]:
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
     command = [sys.executable, "-m", "jaxvid.cli.main", "train", f"--config={folder}/toy.py"]
     command += [f"--workdir={folder}/run", "--config.stages.only.train.steps=20"]
-    running = [
-        subprocess.Popen(
-            command,
-            env={**env, "JAX_PROCESS_ID": str(i)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=900) for process in running]
-    finally:
-        for process in running:
-            process.kill()
+    running, said = run([command] * count, [{**env, "JAX_PROCESS_ID": str(i)} for i in range(count)])
     for process, (_, err) in zip(running, said, strict=True):
         assert process.returncode == 0, err[-3000:]
     done = json.loads((folder / "run" / "only" / "done.json").read_text())
@@ -117,22 +117,9 @@ def losses(count: int) -> list[list[float]]:
         pytest.skip(f"no port of this machine can be listened on ({error}), so processes cannot talk")
     env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
     env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(i), str(count), port],
-            env=env,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-    try:
-        said = [process.communicate(timeout=900) for process in running]
-    finally:
-        for process in running:
-            process.kill()
+    running, said = run(
+        [[sys.executable, "-c", TRAIN, str(i), str(count), port] for i in range(count)], [env] * count
+    )
     for process, (_, err) in zip(running, said, strict=True):
         if "gloo" in err.lower() and ("not compiled" in err or "unavailable" in err.lower()):
             pytest.skip("this jaxlib has no gloo, so processes cannot talk on a CPU")
