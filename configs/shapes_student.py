@@ -3,8 +3,9 @@
 
     python -m experiments.run --config=configs/shapes_student.py --workdir=runs/shapes_student
 
-First it learns to go to the end of its teacher's guided trajectories (consistency), then what it makes in four steps is
-matched with what its teacher would make (DMD on its own roll-outs). For another teacher than the shipped model:
+First it learns to go to the end of its teacher's guided trajectories (consistency), all frames at one level and in the
+staircases of a sliding window, whose frames are a quarter of the ladder apart in four steps and an eighth in eight. Then
+what it makes in four steps is matched with what its teacher would make (DMD on its own roll-outs). For another teacher than the shipped model:
 `--config.stages.consistency.teacher=DIR`, and the same for `matching`. Not trained yet; no figures.
 """
 
@@ -38,6 +39,7 @@ def get_config():
         shift=serve.shift,
         guidance=serve.guidance,
         corner=0.03,
+        lags=(0, 4, 8),
         given=given,
     )
     s.optimizer = call(adamw, rate=call(cosine, peak=2e-4, steps=CONSISTENCY, warmup=50), decay=0.0, clip=1.0)

@@ -40,6 +40,9 @@ class ConsistencyTask:
     steps, shift   the teacher's ladder of levels, of which the student learns every rung
     guidance       the teacher's, which the student learns with everything else
     corner         of the pseudo-Huber loss, in units of the latents
+    lags           how many rungs a frame may be behind the one before it; each clip draws one of them. 0: all frames at one
+                   level. With more, a student learns the staircases of a window that slides (`sliding`), whose frames
+                   are decided in sight of cleaner ones; frames that have not begun or are done there are not scored
     teacher        whether both are shown the clean past beside the noisy video (`DiffusionTask.teacher`)
 
     The goal is the student's own answer a rung below, without gradient; on the lowest rung it is where the teacher's last
@@ -55,6 +58,7 @@ class ConsistencyTask:
     shift: float = 6.0
     guidance: float = 2.5
     corner: float = 0.01
+    lags: tuple[int, ...] = (0,)
     given: Callable[..., Any] | None = None
     teacher: bool = False
 
@@ -62,6 +66,10 @@ class ConsistencyTask:
 
     def __post_init__(self):
         time_table(self.steps, self.shift)
+        if not self.lags or min(self.lags) < 0:
+            raise InputError(
+                f"lags={self.lags}: whole numbers of rungs, 0 or more, and one at least; give (0,)"
+            )
         if not self.corner > 0:
             raise InputError(
                 f"corner={self.corner}: the loss is round near 0 over a positive width; give 0.01"
@@ -91,8 +99,10 @@ class ConsistencyTask:
             return behind
 
         times = jnp.asarray(time_table(self.steps, self.shift))
-        n = jax.random.randint(rung, (shape[0], 1), 1, self.steps + 1)
-        t, below = (jnp.where(held, 0.0, jnp.broadcast_to(times[k], shape)) for k in (n, n + 1))
+        n = self.rungs(rung, *shape)
+        moves = (n >= 1) & (n <= self.steps)
+        scored &= moves
+        t, below = (jnp.where(held, 0.0, times[k]) for k in (n, n + moves))
         x = add_noise(self.process.schedule, x0, self.process.noise(eps, x0), t)
         guide = _guided(self.process, speaks(variables["teacher"]), cond, self.guidance)
         lower = move(self.process.schedule, x, guide(x, t)[0], t, below)
@@ -104,6 +114,13 @@ class ConsistencyTask:
         metrics = {"mse": _mean(jnp.square(off), scored)}
         loss = _mean(pseudo_huber(off, self.corner), scored)
         return loss, jax.lax.stop_gradient({"loss": loss, **metrics})
+
+    def rungs(self, key: Array, batch: int, frames: int) -> Array:
+        """Rungs int32 [B, F] at a row of a staircase: 0 not begun, 1 to `steps` on its way, `steps` + 1 done."""
+        which, row = jax.random.split(key)
+        lag = jax.random.choice(which, jnp.asarray(self.lags), (batch, 1))
+        n = jax.random.randint(row, (batch, 1), 1, self.steps + 1 + lag * (frames - 1))
+        return jnp.clip(n - lag * jnp.arange(frames)[None], 0, self.steps + 1)
 
 
 @dataclasses.dataclass(frozen=True)

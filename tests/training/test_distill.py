@@ -11,6 +11,7 @@ import pytest
 from jaxvid.diffusion.given import First
 from jaxvid.diffusion.process import Process
 from jaxvid.diffusion.schedule import over_frames
+from jaxvid.sampling.plan import make_level_plan
 from jaxvid.training.distill import ConsistencyTask, MatchingTask
 from jaxvid.training.optimizer import adamw, parts
 from jaxvid.types import InputError, Video
@@ -43,8 +44,8 @@ def batch(shape=SHAPE):
 PROCESS = Process(predicts="x0", loss_on="x0")
 
 
-def consistency(steps):
-    task = ConsistencyTask(Known(), PROCESS, steps=steps, shift=1.0, guidance=1.0)
+def consistency(steps, lags):
+    task = ConsistencyTask(Known(), PROCESS, steps=steps, shift=1.0, guidance=1.0, lags=lags)
 
     @jax.jit
     def slope(way, key):
@@ -54,16 +55,38 @@ def consistency(steps):
     return slope
 
 
-def test_what_ends_every_trajectory_is_consistent_and_what_learns_goes_there():
+@pytest.mark.parametrize("lags", [(0,), (0, 3)], ids=["level", "staircases"])
+def test_what_ends_every_trajectory_is_consistent_and_what_learns_goes_there(lags):
     """The map of every point of a trajectory to its end has next to no loss, the less the finer the ladder; gradients lead
     to it from the teacher's own guess."""
     key, losses = jax.random.key(1), {}
     for steps in (8, 64):
-        slope = consistency(steps)
+        slope = consistency(steps, lags)
         losses[steps] = [float(slope(jnp.float32(way), key)[0]) for way in (0.0, 1.0)]
         assert slope(jnp.float32(0.5), key)[1]["way"] < 0
         assert slope(jnp.float32(1.5), key)[1]["way"] > 0
     assert losses[8][1] < 0.2 * losses[8][0] and losses[64][1] < 0.2 * losses[8][1]
+
+
+def test_rungs_are_those_of_a_staircase():
+    """Every row of the sampler's staircase is drawn, with what moves in it, and nothing else."""
+    steps, frames = 4, 5
+    for lag in (0, 1, 3):
+        task = ConsistencyTask(Known(), PROCESS, steps=steps, lags=(lag,))
+        drawn = {tuple(map(int, row)) for row in task.rungs(jax.random.key(3), 2000, frames)}
+        plan = make_level_plan(frames, steps, lag)
+        assert drawn == {tuple(map(int, row)) for row in plan.k}
+
+
+def test_frames_that_have_not_begun_or_are_done_are_not_scored():
+    """Three frames, one on its way at a time: what the others hold changes nothing for a network that does not mix them."""
+    task = ConsistencyTask(Known(), PROCESS, steps=2, shift=1.0, guidance=1.0, lags=(2,))
+    video, _ = batch()
+    loss = lambda x: task.loss(
+        {"params": params(way=0.3), "teacher": params()}, (video.replace(x=x), {}), jax.random.key(5)
+    )[0]
+    moved = np.any(np.asarray(jax.jit(jax.grad(loss))(video.x)) != 0, axis=(2, 3, 4))
+    assert moved.sum(1).max() == 1 and np.all(moved.any(0))  # at the first rung there is only noise
 
 
 def test_given_frames_are_left_alone_by_both():
@@ -192,6 +215,8 @@ def test_what_cannot_be_is_refused():
         lambda: MatchingTask(Known(), PROCESS, block=2),
         lambda: MatchingTask(Known(), PROCESS, steps=0),
         lambda: ConsistencyTask(Known(), PROCESS, corner=0.0),
+        lambda: ConsistencyTask(Known(), PROCESS, lags=()),
+        lambda: ConsistencyTask(Known(), PROCESS, lags=(0, -1)),
         lambda: parts(),
     ):
         with pytest.raises(InputError):
