@@ -16,7 +16,7 @@ from jaxvid.nn.mixers.window import Window
 from jaxvid.training.loop import Settings
 from jaxvid.training.optimizer import cosine
 
-STEPS = 2400
+STEPS = 1600
 
 
 def get_config():
@@ -28,7 +28,7 @@ def get_config():
     s.task.model.dit = call(VideoDiT, mixers=(layer,) * 4, **sizes)
     s.optimizer.rate = call(cosine, peak=7e-4, steps=STEPS, warmup=100, end=0.02)
     s.train = call(
-        Settings, steps=STEPS, ema=0.995, log_every=50, eval_every=1200, save_every=300, save_minutes=4.0
+        Settings, steps=STEPS, ema=0.995, log_every=50, eval_every=800, save_every=300, save_minutes=4.0
     )
     s.serve.window, s.serve.overlap = 16, 8  # not much more than the clips that it learns from
     return c
