@@ -66,6 +66,14 @@ def test_what_ends_every_trajectory_is_consistent_and_what_learns_goes_there():
     assert losses[8][1] < 0.2 * losses[8][0] and losses[64][1] < 0.2 * losses[8][1]
 
 
+def test_the_boundary_is_the_end_of_the_teachers_last_step():
+    """f(x, 0) = x: on the lowest rung the goal is where the teacher arrives, whatever the student would say there."""
+    slope = consistency(1)
+    (same, still), (other, moving) = (slope(jnp.float32(way), jax.random.key(1)) for way in (0.0, 1.0))
+    assert abs(same) < 1e-6 and abs(still["way"]) < 1e-5
+    assert other > 1e-2 and moving["way"] > 0
+
+
 def test_given_frames_are_left_alone_by_both():
     video, _ = batch()
     for task in (
