@@ -71,7 +71,7 @@ def main(argv=None) -> None:
     where = "the shipped model" if options.checkpoint is None else pathlib.Path(options.checkpoint).name
     about = (
         f"`{options.method}` of {where}, {options.prompts} prompts of {options.seconds:g} s, seed 0, against the"
-        f" same without a cache; means over prompts, the worst frame of each. {datetime.date.today()}, jax {jax.__version__}."
+        f" same without a cache; means over prompts. {datetime.date.today()}, jax {jax.__version__}."
     )
     text = f"{table(rows)}\n\n{about}"
     print(text)

@@ -88,7 +88,7 @@ def test_a_full_queue_goes_on_as_any_other():
     segments, source = stream.full_queue(frames, steps, clip)
     noise = frame_noise(KEYS, 0, segments[-1].start + steps, FRAME)
     value = jax.random.normal(jax.random.key(1), (2, clip, *FRAME))
-    level = times[segments[0].plan.k[0]] * jnp.ones((2, 1))
+    level = jnp.broadcast_to(times[segments[0].plan.k], (2, steps))
     filled = add_noise(RectifiedFlow(), value[:, source], noise[:, :steps], level)
     carry, out = loop.init(solver, filled), []
     for plan, start, _ in segments:
