@@ -10,6 +10,7 @@ import datetime
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.e002_long_video.run import PROMPTS
@@ -37,7 +38,7 @@ def compared(pipe, prompts, thresholds, **asked) -> list[dict]:
 def errors(clip, right) -> dict:
     """latents: the norm of the difference over that of the exact ones; psnr, least: of frames in dB, mean and worst."""
     off = np.linalg.norm(clip.latents - right.latents) / max(np.linalg.norm(right.latents), 1e-12)
-    x, y = (np.float32(one.frames) / 127.5 - 1 for one in (clip, right))
+    x, y = (jnp.asarray(one.frames, jnp.float32) / 127.5 - 1 for one in (clip, right))
     alike = np.asarray(psnr(x, y))
     return {"latents": float(off), "psnr": float(alike.mean()), "least": float(alike.min())}
 
