@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules under which every test runs: one fixed key, no silent rank promotion, shapes checked as annotated."""
+"""The rules under which every test runs: a fixed key or a seed that is told, no silent rank promotion, shapes checked."""
 
 import os
 import pathlib
+import secrets
 import subprocess
 import sys
 
@@ -58,6 +59,14 @@ def pytest_collection_modifyitems(items):
 def key() -> jax.Array:
     """The key from which a test draws; always the same."""
     return jax.random.key(0)
+
+
+@pytest.fixture
+def fresh() -> int:
+    """A seed that is another one in every run, printed where a test fails; JAXVID_TEST_SEED=N takes it again."""
+    seed = int(os.environ.get("JAXVID_TEST_SEED") or secrets.randbits(30))
+    print(f"JAXVID_TEST_SEED={seed}")
+    return seed
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None
     """Makes a run's videos and writes them to ``paths``. What is unfinished is removed; finished latents are kept."""
     request, start = run.request, time.perf_counter()
     recipes = [request.recipe(number) for number in range(request.batch)]
-    events = pipe.events(run)
+    events, rows = pipe.events(run), 0
     try:
         with (
             contextlib.closing(events),
@@ -94,6 +94,7 @@ def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None
         ):
             for event in events:
                 progress.update(event.stage, event.done, event.total, event.unit, event.note)
+                rows = event.total if event.stage == "sample" else rows
                 if event.frames is not None:
                     for number, frames in enumerate(event.frames[None] if request.single else event.frames):
                         writers.append(number, frames)
@@ -108,6 +109,10 @@ def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None
             raise InputError(f"{error}; {kept}") from error
         raise
     progress.close()
+    if request.cache is not None:
+        progress.note(
+            f"the network was called in {pipe.engine.asked} of {rows} steps, cache {request.cache:g}"
+        )
     progress.note(timings(pipe, time.perf_counter() - start))
 
 

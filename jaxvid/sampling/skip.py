@@ -8,6 +8,9 @@ nothing from inside the model, and no fitted polynomial.
 
 Always computed are the first rows, the last one, and rows in which a frame starts: it has no velocity yet.
 
+Every video of a batch has its own sum, and takes the network's answer in its own rows only: a video is the same alone and in
+a batch. The network is called where one of them needs it.
+
 Ref: Liu et al., TeaCache, arXiv 2411.19108.
 """
 
@@ -32,7 +35,8 @@ class Kept:
     velocity: Array  # [B, F, ...] the last answer
     x: Array  # [B, F, ...] the last question, asked or not
     known: Array  # bool [B, F], frames that have a velocity
-    changed: Array  # float [], summed since the last call
+    changed: Array  # float [B], summed since the last answer
+    answers: Array  # int32 [B], how many a video has taken
     calls: Array  # int32 [], how often the network was asked
 
 
@@ -47,13 +51,14 @@ def skipping(
         raise InputError(f"threshold={threshold}: how much change may be ignored is at least 0; 0.1 is usual")
 
     def init(x: Array) -> Kept:
-        zero = jnp.zeros(x.shape[:2], bool)
+        none = jnp.zeros(x.shape[0], jnp.int32)
         return Kept(
             solver.init(x),
             jnp.zeros_like(x),
             jnp.zeros_like(x),
-            zero,
-            jnp.zeros((), jnp.float32),
+            jnp.zeros(x.shape[:2], bool),
+            none.astype(jnp.float32),
+            none,
             jnp.zeros((), jnp.int32),
         )
 
@@ -62,31 +67,31 @@ def skipping(
 
         def cached(x: Array, t: Array) -> Array:
             moves = t_next != t
-            over = lambda values: jnp.sum(jnp.where(over_frames(moves, x), jnp.abs(values), 0))
+            inner = tuple(range(1, x.ndim))
+            over = lambda values: jnp.sum(jnp.where(over_frames(moves, x), jnp.abs(values), 0), inner)
             change = over(x - kept.x) / jnp.maximum(over(kept.x), 1e-12)
             changed = kept.changed + change.astype(jnp.float32)
-            ends = jnp.all(~moves | (t_next == 0))
-            starts = jnp.any(moves & ~kept.known)
-            ask = starts | ends | (kept.calls < first) | (changed >= threshold)
+            ends = jnp.all(~moves | (t_next == 0), 1)
+            starts = jnp.any(moves & ~kept.known, 1)
+            ask = starts | ends | (kept.answers < first) | (changed >= threshold)
             a, s = (over_frames(f(t), x) for f in (schedule.alpha, schedule.sigma))
-            by = jnp.where(s > 0, s, 1)
+            by, own = jnp.where(s > 0, s, 1), over_frames(ask[:, None], x)
+            old = (x - s * kept.velocity) / (a + s)
 
             def compute():
-                x0 = guess(x, t)
-                return x0, (x - (a + s) * x0) / by
+                x0 = jnp.where(own, guess(x, t), old)
+                return x0, jnp.where(own, (x - (a + s) * x0) / by, kept.velocity)
 
-            def reuse():
-                return (x - s * kept.velocity) / (a + s), kept.velocity
-
-            x0, velocity = jax.lax.cond(ask, compute, reuse)
+            x0, velocity = jax.lax.cond(jnp.any(ask), compute, lambda: (old, kept.velocity))
             after.append(
                 Kept(
                     kept.inner,
                     velocity,
                     x,
-                    kept.known | (moves & ask),
+                    kept.known | (moves & ask[:, None]),
                     jnp.where(ask, 0.0, changed),
-                    kept.calls + ask.astype(jnp.int32),
+                    kept.answers + ask,
+                    kept.calls + jnp.any(ask),
                 )
             )
             return x0

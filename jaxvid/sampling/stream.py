@@ -96,6 +96,27 @@ def queue(
     return tuple(segments)
 
 
+def full_queue(frames: int, steps: int, clip: int) -> tuple[tuple[Segment, ...], np.ndarray]:
+    """FIFO-Diffusion's own beginning: (segments, int [steps]), a queue that is full from its first row on.
+
+    It is filled with a finished clip of `clip` frames: its place i holds the clip's frame source[i], noised to that place's
+    level, the last places the whole clip and those before them its first frame again. So the first steps - clip frames that
+    come out are to be thrown away: the segments, a row each, are those of steps - clip + frames.
+
+    `queue` with a lag of 1 needs no clip and throws nothing away; it takes steps + frames - 1 rows.
+    """
+    if not 1 <= clip <= steps or frames < 1:
+        raise InputError(
+            f"a queue of {steps} places cannot be filled with a clip of {clip}; use 1 to {steps}"
+        )
+    k = np.arange(steps, 0, -1)[None]
+    plan = LevelPlan(k, np.ones_like(k, bool))
+    rows = frames + steps - clip
+    return tuple(Segment(plan, row, row + 1) for row in range(rows)), np.maximum(
+        np.arange(steps) - (steps - clip), 0
+    )
+
+
 def advance(solver: Solver, carry: Carry, new: Array) -> Carry:
     """The window moved on by as many frames as are in `new` [B, n, ...], which come in at its end at level 1."""
     by, frames = new.shape[1], carry.x.shape[1]

@@ -143,6 +143,12 @@ def test_history_guidance_shows_the_past_at_each_level():
         out = guidance.history(net, scheme, eps)(x, t, {"given": given})[0]
         wanted = sum(weight * at(level) for level, weight in scheme)
         assert np.allclose(out, wanted, atol=1e-5)
+    # a level that is named twice is one variant
+    twice = ((0.0, 1.0), (1.0, -3.0), (0.0, 3.0))
+    one, other = (
+        guidance.history(net, s, eps)(x, t, {"given": given})[0] for s in (twice, guidance.merged(twice))
+    )
+    assert np.allclose(one, other, atol=1e-5)
     # masked history cannot be told apart from any other
     hidden = guidance.history(net, ((1.0, 1.0),), eps)
     other = jnp.where(given[..., None], x + 3, x)

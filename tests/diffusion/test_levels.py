@@ -110,6 +110,9 @@ def test_fopp_against_the_enumerated_law(key):
     assert len(chance) == 20 and np.isclose(sum(chance.values()), 1)
     first = [sum(p for s, p in chance.items() if s[0] == a) for a in range(4)]
     assert np.allclose(first, [0.4708, 0.2542, 0.1625, 0.1125], atol=5e-5)
+    margins = [[sum(p for s, p in chance.items() if s[f] == a) for a in range(4)] for f in range(3)]
+    assert np.allclose(margins[1], 0.25) and np.allclose(margins[2], first[::-1])
+    assert np.allclose(np.mean(margins, 0), [0.2778, 0.2222, 0.2222, 0.2778], atol=5e-5)
     n = 20_000
     drawn = np.asarray(indices(key, n, 3, 4))
     assert np.all(np.diff(drawn, axis=1) >= 0)

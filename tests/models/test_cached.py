@@ -12,6 +12,11 @@ from jaxvid.models.video_dit import VideoDiT
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.longshort import LongShort
 from jaxvid.nn.mixers.mamba import Mamba
+from jaxvid.sampling import rollout as rolling
+from jaxvid.sampling.noise import frame_noise, seed_keys
+from jaxvid.sampling.plan import time_table, together
+from jaxvid.sampling.sample import sample
+from jaxvid.sampling.solvers import euler
 from jaxvid.types import InputError
 
 B, H, W, C, BLOCK, CHUNKS = 2, 2, 2, 3, 2, 4
@@ -23,16 +28,23 @@ MIXERS = {
     "far": (LongShort(head=8, window=2, past=3, pool=2, block=BLOCK),),
     "state": (Mamba(order=0, causal=True, review=None, head=8, state=4, chunk=8),),
 }
-KEYS = jax.random.split(jax.random.key(0), 3)
-CLEAN, NOISY = jax.random.normal(KEYS[0], (2, B, FRAMES, H, W, C))
 T = jnp.full((B, FRAMES), 0.7)
 
 
-def made(mixers):
+def videos(seed):
+    """Two of them: a clean one, and noise."""
+    return jax.random.normal(jax.random.key(seed), (2, B, FRAMES, H, W, C))
+
+
+CLEAN, NOISY = videos(0)
+
+
+def made(mixers, seed=1):
     model = VideoDiT(mixers=mixers, repeats=3, width=16, head=8, channels=C, patch=(1, 1, 1))
-    params = nn.unbox(jax.jit(model.init)(KEYS[1], CLEAN, T, {}))
+    start, away = jax.random.split(jax.random.key(seed))
+    params = nn.unbox(jax.jit(model.init)(start, CLEAN, T, {}))
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(KEYS[2], len(leaves))
+    keys = jax.random.split(away, len(leaves))
     # moved off its zeros, so that layers matter
     params = tree.unflatten(
         [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
@@ -41,27 +53,61 @@ def made(mixers):
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_cached_is_uncached(name):
+def test_cached_is_uncached(name, fresh):
     """Each noisy chunk behind its clean past: from the memory that clean passes wrote, and in one pass over all of it.
 
     Three layers deep and after eviction, the one pass is under the banded mask. The memory is read in every step of the
     solver and does not depend on what is being denoised.
     """
-    model, run = made(MIXERS[name])
+    clean, noisy = videos(fresh)
+    model, run = made(MIXERS[name], fresh + 1)
     memory = model.init_memory(B, H, W)
     size = [leaf.shape for leaf in jax.tree.leaves(memory)]
     none, all_ = jnp.zeros((B, BLOCK), bool), jnp.ones((B, BLOCK), bool)
     for chunk in range(CHUNKS):
         here = slice(chunk * BLOCK, (chunk + 1) * BLOCK)
-        cached, _ = run(NOISY[:, here], T[:, here], none, memory)
+        cached, _ = run(noisy[:, here], T[:, here], none, memory)
         past = jnp.arange(FRAMES)[None] < here.start
-        x = jnp.where(past[..., None, None, None], CLEAN, NOISY)
+        x = jnp.where(past[..., None, None, None], clean, noisy)
         given = jnp.broadcast_to(past, (B, FRAMES))
         whole, nothing = run(x, jnp.where(given, 0, T), given, None)
         assert nothing is None
         np.testing.assert_allclose(cached, whole[:, here], atol=1e-5)
-        _, memory = run(CLEAN[:, here], 0 * T[:, here], all_, memory)
+        _, memory = run(clean[:, here], 0 * T[:, here], all_, memory)
         assert [leaf.shape for leaf in jax.tree.leaves(memory)] == size
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_cached_generation_is_uncached_generation(name, fresh):
+    """A roll-out, chunk after chunk with its memory, and the same video made with all frames before it in every call."""
+    model, run = made(MIXERS[name], fresh)
+    times, solver, plan = time_table(3, 2.0), euler(), together(3, BLOCK)
+    says = lambda clean: lambda x, t, memory: run(x, t, jnp.full(t.shape, clean), memory)
+    keys = seed_keys([fresh, fresh ^ 1])
+    step = jax.jit(
+        lambda roll: rolling.next_chunk(
+            roll, says(False), solver, jnp.asarray(times), plan.k, plan.update, clean=says(True)
+        )
+    )
+    noise = frame_noise(keys, 0, FRAMES, (H, W, C))
+
+    @jax.jit
+    def whole(video, given):
+        def denoise(x, t, memory):
+            return run(x, t, given, None)
+
+        return sample(denoise, solver, together(3, FRAMES), times, noise, given=given, value=video)
+
+    roll = rolling.begin(keys, (H, W, C), memory=model.init_memory(B, H, W))
+    video = jnp.zeros_like(noise)
+    for chunk in range(CHUNKS):
+        here = slice(chunk * BLOCK, (chunk + 1) * BLOCK)
+        roll, cached, _ = step(roll)
+        given = jnp.broadcast_to(jnp.arange(FRAMES) < here.start, (B, FRAMES))
+        made_of_all = whole(video, given)[:, here]
+        np.testing.assert_allclose(cached, made_of_all, atol=1e-5)
+        video = video.at[:, here].set(made_of_all)
+    assert np.abs(video).max() > 0.1
 
 
 def test_forgetting_is_not_truncating():

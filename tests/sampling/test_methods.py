@@ -71,6 +71,20 @@ def test_concrete_values():
     assert make("genl", Setting(16, 6, 16, 8)).windows is None  # one window is ordinary sampling
 
 
+def test_fifo_with_lookahead_as_printed():
+    """Windows of 4 in 2 partitions: copies of the cleanest level in front, and the later half of each window moves."""
+    method = make("fifo", Setting(100, 8, 4, 2))
+    plan = method.segments[50].plan
+    assert np.maximum(8 - plan.k[0], 0).tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]
+    windows = method.windows
+    assert [(s, s + windows.length) for s in windows.start] == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    written = [np.flatnonzero((row > 0) & plan.update[0]).tolist() for row in windows.weight]
+    assert written == [[2, 3], [4, 5], [6, 7], [8, 9]]
+    plain = make("fifo", Setting(100, 8, 4, 2), {"ahead": False})
+    assert plain.windows.start.tolist() == [0, 4] and plain.window == 8
+    assert (8 - plain.segments[50].plan.k[0]).tolist() == list(range(8))
+
+
 def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
     with pytest.raises(InputError, match="'causal-kv' needs a causal model with attention memory.*'rollout'"):
         check_method("causal-kv", {}, ALL)

@@ -37,8 +37,8 @@ def walked(num_frames, steps, lag, block, prefix):
         updates.append(moves)
 
 
-def test_thousands_of_random_plans_against_an_independent_construction():
-    draw = np.random.default_rng(0)
+def test_thousands_of_random_plans_against_an_independent_construction(fresh):
+    draw = np.random.default_rng(fresh)
     for _ in range(3000):
         block, blocks, steps = draw.integers(1, 5), draw.integers(1, 9), int(draw.integers(1, 12))
         prefix, lag = block * draw.integers(0, blocks), int(draw.integers(0, steps + 4))
@@ -95,6 +95,15 @@ def test_given_columns_and_dropped_rows():
     plans.check(plan, 3)
 
 
+@pytest.mark.parametrize("kept", [[3], range(8), [0, 15]], ids=["image", "prediction", "interpolation"])
+def test_tasks_are_columns_at_level_zero(kept):
+    """FVDM: one model, and what it does is which columns of t[R, F] are 0 throughout."""
+    mask = np.isin(np.arange(16), kept)
+    plan = plans.given(plans.together(5, 16), mask)
+    t = plans.time_table(5, 3.0)[plan.k]
+    assert np.all(t[:, mask] == 0) and np.all(t[:, ~mask] == t[:, [9]]) and t[:, 9].min() > 0
+
+
 def test_plans_are_hashed_by_content():
     one, same, other = plans.together(4, 3), plans.together(4, 3), plans.staircase(4, 3, 1)
     assert one == same and hash(one) == hash(same) and one != other and len({one, same, other}) == 2
@@ -106,6 +115,8 @@ def test_time_table():
     assert np.array_equal(plans.time_table(4), np.float32([1, 1, 0.75, 0.5, 0.25, 0]))
     assert np.allclose(plans.time_table(4, 5.0) * 1000, [1000, 1000, 937.5, 833.333, 625, 0], atol=1e-3)
     assert np.allclose(plans.time_table(4, 8.0)[1:-1] * 1000, [1000, 960, 888.889, 727.273], atol=1e-3)
+    # Diffusion Forcing's levels as steps of its 1000: linspace(-1, 999, S + 1), from the end
+    assert np.array_equal(np.trunc(plans.time_table(4)[:0:-1] * 1000 - 1), [-1, 249, 499, 749, 999])
     table = plans.time_table(60, 3.0)
     assert table.dtype == np.float32 and table.shape == (62,) and np.all(np.diff(table[1:]) < 0)
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvid.diffusion import guidance
 from jaxvid.diffusion.schedule import RectifiedFlow, over_frames
 from jaxvid.sampling import plan as plans
 from jaxvid.sampling import sample as loop
@@ -63,6 +64,19 @@ def test_without_a_lag_it_is_the_plain_sampler(setting):
     np.testing.assert_allclose(made, x, atol=1e-6)
 
 
+def test_without_a_lag_it_is_the_plain_sampler_bit_for_bit(setting):
+    """Operation by operation; compiled, the two are fused differently and agree as above."""
+    _, times, x = setting
+    plan, schedule = plans.make_level_plan(6, 2, 0), RectifiedFlow()
+    times = jnp.asarray(plans.time_table(2, 2.0))
+    with jax.disable_jit():
+        made = loop.sample(mixing, solvers.euler(), plan, times, x)
+        for n in (1, 2):
+            now, after = (jnp.full(x.shape[:2], times[i]) for i in (n, n + 1))
+            x = solvers.move(schedule, x, mixing(x, now)[0], now, after)
+    np.testing.assert_array_equal(made, x)
+
+
 def test_given_frames_are_shown_clean_and_never_changed(setting):
     _, times, x = setting
     plan, value = plans.together(5, 6), jax.random.normal(jax.random.key(5), SHAPE)
@@ -86,6 +100,43 @@ def test_given_frames_are_shown_clean_and_never_changed(setting):
     one = loop.sample(mixing, solvers.unipc(), plan, times, x, given=mask, value=value)
     two = loop.sample(mixing, solvers.unipc(), held, times, jnp.where(over_frames(mask, x), value, x))
     assert np.allclose(one, two, atol=1e-6)
+
+
+def test_a_past_that_is_shown_noisy_stays_as_it_is(setting):
+    """SkyReels: the model sees 0.98 x + 0.02 eps at level 0.02, and the prefix comes out bit for bit."""
+    _, times, x = setting
+    value, eps = jax.random.normal(jax.random.key(5), (2, *SHAPE))
+    given = jnp.broadcast_to(jnp.arange(6) < 2, (2, 6))
+    shown = []
+
+    def spy(x, t, cond, memory=None):
+        jax.debug.callback(lambda x, t: shown.append((np.asarray(x), np.asarray(t))), x, t)
+        return mixing(x, t, memory)
+
+    network = guidance.history(spy, guidance.history_scheme(1.0, shown=0.02), eps)
+    denoise = lambda x, t, memory=None: network(x, t, {"given": given}, memory)
+    plan = plans.make_level_plan(6, 5, 0, prefix=2)
+    made = loop.sample(denoise, solvers.unipc(), plan, times, x, given=given, value=value)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(made[:, :2], value[:, :2])
+    assert len(shown) == 5
+    for seen, t in shown:
+        np.testing.assert_allclose(seen[:, :2], 0.98 * value[:, :2] + 0.02 * eps[:, :2], atol=1e-6)
+        assert np.all(t[:, :2] == np.float32(0.02)) and np.all(t[:, 2:] > 0.02)
+
+
+def test_what_is_not_given_is_not_seen(setting):
+    """MCVD's and SEINE's masked conditioning: it might as well be zeros."""
+    _, times, x = setting
+    given = jnp.array([[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0]], bool)
+    value = jax.random.normal(jax.random.key(5), SHAPE)
+    run = jax.jit(
+        lambda value: loop.sample(
+            mixing, solvers.euler(), plans.together(5, 6), times, x, given=given, value=value
+        )
+    )
+    zeros = jnp.where(over_frames(given, value), value, 0)
+    np.testing.assert_array_equal(run(value), run(zeros))
 
 
 def test_one_compilation_for_any_mask_and_plan_of_a_shape(setting):

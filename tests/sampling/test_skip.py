@@ -59,6 +59,19 @@ def test_rows_in_which_a_frame_starts_are_computed():
     assert made.state.calls == 5
 
 
+def test_a_video_is_the_same_alone_and_in_a_batch():
+    """Each video skips by its own change; the network is called in the rows of any of them."""
+    wild = X.at[1].multiply(30.0)
+    plan, solver = plans.together(STEPS, 4), skipping(solvers.dpmpp_2m(), 0.3)
+    go = jax.jit(lambda x: loop.rows(mixing, solver, TIMES, loop.init(solver, x), plan.k, plan.update))
+    both, apart = go(wild), [go(wild[i : i + 1]) for i in (0, 1)]
+    answers = [int(one.state.answers[0]) for one in apart]
+    assert both.state.answers.tolist() == answers and answers[0] != answers[1]
+    assert max(answers) <= both.state.calls <= STEPS
+    for i, one in enumerate(apart):
+        assert np.allclose(both.x[i], one.x[0], rtol=1e-5, atol=1e-5)
+
+
 def test_a_given_part_is_itself_in_the_end_and_acts_on_the_rest():
     value = jax.random.normal(jax.random.key(5), SHAPE)
     keep = jax.random.uniform(jax.random.key(6), SHAPE[:-1]) < 0.4

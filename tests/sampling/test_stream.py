@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvid.diffusion.schedule import over_frames
+from jaxvid.diffusion.schedule import RectifiedFlow, add_noise, over_frames
+from jaxvid.models.video_vae import VideoVAE
 from jaxvid.sampling import plan as plans
 from jaxvid.sampling import sample as loop
 from jaxvid.sampling import solvers, stream
@@ -15,9 +16,11 @@ KEYS, FRAME = seed_keys([3, 4]), (2, 2, 2)
 
 
 @pytest.mark.parametrize(
-    "frames,count,last", [(65, 3, 25), (95, 5, 15), (185, 9, 25), (365, 18, 25), (60, 3, 20)]
+    "pixels,frames,count,last",
+    [(257, 65, 3, 25), (377, 95, 5, 15), (737, 185, 9, 25), (1457, 365, 18, 25), (237, 60, 3, 20)],
 )
-def test_chunks_of_skyreels(frames, count, last):
+def test_chunks_of_skyreels(pixels, frames, count, last):
+    assert VideoVAE(temporal=(True, True)).latent_frames(pixels) == frames
     starts = stream.chunk_starts(frames, 25, 5)
     assert len(starts) == count and frames - starts[-1] == last
     assert stream.chunk_starts(10, 25, 5) == [0]
@@ -33,8 +36,8 @@ def test_a_sliding_window_as_printed():
     assert [segment.ready for segment in segments] == [1, 2, 3, 4, 5, 6]
 
 
-def test_queues_are_the_staircase_of_the_whole_video():
-    draw = np.random.default_rng(0)
+def test_queues_are_the_staircase_of_the_whole_video(fresh):
+    draw = np.random.default_rng(fresh)
     for _ in range(300):
         steps, block = int(draw.integers(1, 9)), int(draw.integers(1, 4))
         lag, blocks, more = (
@@ -62,6 +65,44 @@ def test_queues_are_the_staircase_of_the_whole_video():
     for wrong in ((6, 4, 1, 1, 3), (6, 4, 2, 2, 5), (6, 4, 0, 1, None)):
         with pytest.raises(InputError):
             stream.queue(*wrong)
+
+
+def test_fifo_as_printed():
+    """A queue that is full from the start: 148 rows for 100 frames, 64 steps and a clip of 16; who is where in it."""
+    segments, source = stream.full_queue(100, 64, 16)
+    assert len(segments) == 148 and segments[-1].ready - (64 - 16) == 100
+    assert source[[0, 47, 48, 49, 50, 63]].tolist() == [0, 0, 0, 1, 2, 15]
+    whole = plans.staircase(64, 148 + 63, 1)  # where frame j is at solver index j - row
+    for row, (plan, start, ready) in enumerate(segments):
+        assert (start, ready) == (row, row + 1)
+        assert np.array_equal(plan.k[0], whole.k[63 + row, start : start + 64]) and plan.update.all()
+    for wrong in ((100, 64, 65), (100, 64, 0), (0, 64, 16)):
+        with pytest.raises(InputError, match="clip"):
+            stream.full_queue(*wrong)
+
+
+def test_a_full_queue_goes_on_as_any_other():
+    """Frames that entered behind the clip are those of any queue; the clip's own are made anew from their levels."""
+    steps, clip, frames = 6, 3, 8
+    times, solver = jnp.asarray(plans.time_table(steps, 2.0)), solvers.euler()
+    segments, source = stream.full_queue(frames, steps, clip)
+    noise = frame_noise(KEYS, 0, segments[-1].start + steps, FRAME)
+    value = jax.random.normal(jax.random.key(1), (2, clip, *FRAME))
+    level = jnp.broadcast_to(times[segments[0].plan.k], (2, steps))
+    filled = add_noise(RectifiedFlow(), value[:, source], noise[:, :steps], level)
+    carry, out = loop.init(solver, filled), []
+    for plan, start, _ in segments:
+        if start:
+            carry = stream.advance(solver, carry, noise[:, start + steps - 1 : start + steps])
+        carry = loop.rows(alone, solver, times, carry, plan.k, plan.update)
+        out.append(carry.x[:, :1])
+    made = jnp.concatenate(out, 1)
+    assert made.shape[1] - (steps - clip) == frames
+    plain = loop.sample(alone, solver, plans.together(steps, noise.shape[1]), times, noise)
+    assert np.allclose(made[:, steps:], plain[:, steps : made.shape[1]], atol=1e-5)
+    last = plans.from_level(plans.together(steps, 1), steps)  # the head had one step to go
+    head = loop.sample(alone, solver, last, times, filled[:, :1])
+    assert np.allclose(made[:, :1], head, atol=1e-5)
 
 
 def alone(x, t, memory=None):

@@ -28,8 +28,8 @@ def test_pyramids_and_printed_weights():
         assert np.allclose(plan.weight[:, frame], expected)
 
 
-def test_weights_sum_to_one_on_every_frame():
-    draw = np.random.default_rng(0)
+def test_weights_sum_to_one_on_every_frame(fresh):
+    draw = np.random.default_rng(fresh)
     for _ in range(300):
         window = int(draw.integers(1, 20))
         frames, stride = window + int(draw.integers(0, 40)), int(draw.integers(1, window + 1))

@@ -89,6 +89,14 @@ def test_frames_that_have_not_begun_or_are_done_are_not_scored():
     assert moved.sum(1).max() == 1 and np.all(moved.any(0))  # at the first rung there is only noise
 
 
+def test_the_boundary_is_the_end_of_the_teachers_last_step():
+    """f(x, 0) = x: on the lowest rung the goal is where the teacher arrives, whatever the student would say there."""
+    slope = consistency(1, (0,))
+    (same, still), (other, moving) = (slope(jnp.float32(way), jax.random.key(1)) for way in (0.0, 1.0))
+    assert abs(same) < 1e-6 and abs(still["way"]) < 1e-5
+    assert other > 1e-2 and moving["way"] > 0
+
+
 def test_given_frames_are_left_alone_by_both():
     video, _ = batch()
     for task in (

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvid.diffusion.given import Prefix
-from jaxvid.diffusion.levels import Independent, OnePerClip
+from jaxvid.diffusion.given import Chance, Prefix
+from jaxvid.diffusion.levels import Independent, OnePerClip, Scored
 from jaxvid.diffusion.process import Process
 from jaxvid.models.video_vae import micro
 from jaxvid.training.task import AutoencoderTask, DecoderTask, DiffusionTask
@@ -72,6 +72,17 @@ def test_given_frames_are_shown_clean_and_not_scored():
     np.testing.assert_array_equal(np.asarray(seen.x)[given], np.asarray(batch()[0].x)[given])
     np.testing.assert_allclose(metrics["scored"], 1 - given.mean(), rtol=1e-6)
     assert np.isfinite(loss)
+    level = np.where(given, np.nan, seen.t)  # and the others have one level (Ca2-VDM)
+    np.testing.assert_array_equal(np.nanmin(level, 1), np.nanmax(level, 1))
+
+
+def test_far_scores_the_noised_ones_of_the_last_frames():
+    """Stochastic clean context, before and among the frames that are scored."""
+    _, metrics, seen = ask(given=Chance(0.3), levels=Scored(Independent(), 2))
+    given = np.asarray(seen.cond["given"])
+    scored = ~given & (np.arange(T) >= T - 2)
+    assert given[:, T - 2 :].any() and given[:, : T - 2].any()
+    np.testing.assert_allclose(metrics["scored"], scored.mean(), rtol=1e-6)
 
 
 def test_padding_is_neither_given_nor_scored():
