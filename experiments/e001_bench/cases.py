@@ -77,8 +77,11 @@ def cases(leg: str) -> list[Case]:
             Case("scan", "scan", (1, 4096, 8, 64, 64)),
             Case("conv 3x3x3, 16 channels", "conv", (1, 8, 64, 64, 16)),
             Case("conv 3x3x3, 64 channels", "conv", (1, 8, 32, 32, 64)),
-            Case("LinGen block", "block", (1, 64, 8, 8), more=("lingen", 192)),
-            Case("DiT block", "block", (1, 64, 8, 8), more=("dit", 192)),
+            *(
+                Case(f"{label} block, {frames} frames", "block", (1, frames, 8, 8), more=(name, 192))
+                for frames in (32, 64, 128)
+                for label, name in (("LinGen", "lingen"), ("DiT", "dit"))
+            ),
             Case("decode", "decode", (1, 8, 8, 8)),
         ]
     made = []

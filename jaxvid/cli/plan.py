@@ -167,6 +167,8 @@ class Outcome:
             f"  FLOPs    {self.flops.total:.4g} ({self.flops.products:.4g} in products), "
             f"{self.flops.total / self.count:.4g} a device"
         )
+        if program.note:
+            print(f"  {program.note}")
         rows = "".join(f"\n           {kind:<16} {gib(size):>9}" for kind, size in kinds.items() if size)
         print(f"  memory   GiB of one device{rows}")
         said = "fits" if self.fits else "DOES NOT FIT"
