@@ -31,8 +31,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import boxes
-from pallas_kernels.load_gpu import load
 from pallas_kernels.boxes import Boxes
+from pallas_kernels.load_gpu import load
 
 Array = Any
 NO_KEYS = -1e30

@@ -12,33 +12,28 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# A small model of the shapes world, in pixels, with its parameters cut over both processes.
+# The shapes model of configs/shapes.py, narrow and on pixels, with its parameters cut over both processes.
 TRAIN = """
 import json, sys
 import jax
 process, count, port = (int(a) for a in sys.argv[1:])
 if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, process, initialization_timeout=120)
-import numpy as np, optax
+from configs.shapes import get_config
+from jaxvid.config import build
 from jaxvid.data.pipeline import Bucket, batches
-from jaxvid.data.shapes import ShapesSource
-from jaxvid.diffusion.levels import Vectorised
-from jaxvid.diffusion.process import Process
-from jaxvid.diffusion.schedule import RectifiedFlow
-from jaxvid.models.text_encoder import ByteTextEncoder
-from jaxvid.models.text_to_video import TextToVideo
-from jaxvid.models.video_dit import VideoDiT
-from jaxvid.nn.mixers.attention import Attention
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.step import make_init, make_train_step, state_sharding
-from jaxvid.training.task import DiffusionTask
 
-dit = VideoDiT(mixers=(Attention(head=8),), width=32, channels=3, patch=(1, 8, 8), head=8, text_width=16)
-model = TextToVideo(dit=dit, text_encoder=ByteTextEncoder(width=16, layers=1, head=8))
-task, optimizer = DiffusionTask(model, Process(RectifiedFlow()), Vectorised(0.5)), optax.adam(1e-2)
+stage = get_config().stages.backbone
+model = stage.task.model
+model.dit.update(dict(width=32, head=8, scan_head=16, channels=3, text_width=16, remat=False))
+model.dit.patch = (1, 8, 8)
+model.text_encoder.update(dict(width=16))
+task, optimizer = build(stage.task), build(stage.optimizer)
 mesh = make_mesh(data=1, fsdp=-1)
-data = batches(ShapesSource(), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0, text_length=32,
-               spans=(2,), threads=0, process_index=process, process_count=count)
+data = batches(build(stage.source), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0,
+               text_length=32, spans=(2,), threads=0, process_index=process, process_count=count)
 first = next(data)
 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), first)
 places = state_sharding(mesh, task, optimizer, shapes)[1]
