@@ -55,6 +55,17 @@ def free_port() -> int:
 
 
 CONFIG = "from tests.training.tiny import get_config\n"
+ROWS_OF_EIGHT = """
+from jaxvid.config import call
+from jaxvid.data.pipeline import Bucket
+from tests.training.tiny import TinySource, get_config as base
+
+def get_config():
+    c = base()
+    c.stages.only.data.buckets = (call(Bucket, frames=2, height=4, width=4, batch=8),)
+    c.stages.only.held_out = call(TinySource, size=8)
+    return c
+"""
 
 
 def run(commands: list[list[str]], envs: list[dict[str, str]]) -> tuple[list, list[tuple[str, str]]]:
@@ -102,6 +113,30 @@ def test_the_command_on_two_processes_is_the_command(tmp_path):
         assert one == pytest.approx(two, rel=1e-4)
     assert alone[-1]["loss"] < alone[0]["loss"]
     assert "report.md" in said[0] and "report.md" not in said[1]
+
+
+def trained(folder: pathlib.Path, devices: int, *more: str) -> dict:
+    """What `jaxvid train` with so many simulated devices leaves in FOLDER/run."""
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    (folder / "toy.py").write_text(ROWS_OF_EIGHT)
+    command = [sys.executable, "-m", "jaxvid.cli.main", "train", f"--config={folder}/toy.py"]
+    command += [f"--workdir={folder}/run", *more]
+    [process], [(_, err)] = run([command], [env])
+    assert process.returncode == 0, err[-3000:]
+    return json.loads((folder / "run" / "only" / "done.json").read_text())
+
+
+def test_the_command_goes_on_with_fewer_devices(tmp_path):
+    """Eight devices, then two, then one, in one workdir: the numbers of a run that had one device all the time."""
+    steps = lambda n: ("--allow_config_change", f"--config.stages.only.train.steps={n}")
+    for folder in ("alone", "fewer"):
+        (tmp_path / folder).mkdir()
+    alone = trained(tmp_path / "alone", 1, *steps(15))
+    trained(tmp_path / "fewer", 8, *steps(5), "--config.mesh.fsdp=8", "--config.mesh.data=1")
+    trained(tmp_path / "fewer", 2, *steps(10), "--config.mesh.fsdp=2", "--config.mesh.data=1")
+    fewer = trained(tmp_path / "fewer", 1, *steps(15))
+    assert fewer["history"][-1] == pytest.approx(alone["history"][-1], rel=1e-4)
 
 
 def losses(count: int) -> list[list[float]]:
