@@ -79,10 +79,12 @@ from configs.shapes_causal import get_config
 from jaxvid.cli.plan_programs import Stage
 from jaxvid.cli.plan_topology import Chip
 from jaxvid.cli.plan_variants import variants
-from jaxvid.config import to_json
+from jaxvid.config import call, to_json
+from jaxvid.data.pipeline import Bucket
 from jaxvid.sharding import make_mesh
 
 config = get_config()
+config.stages.backbone.data.buckets = (call(Bucket, frames=45, height=64, width=64, batch=8),)
 stage = Stage(config, "backbone", make_mesh(data=1, fsdp=8))
 before, gib = to_json(config), 2**30
 first = variants(config, "backbone", stage, 10 * gib, Chip(4 * gib, 1e12, 1e9))[0]
