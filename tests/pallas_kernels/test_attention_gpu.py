@@ -78,6 +78,24 @@ def test_exports_for_cuda(name, width):
     assert exported.mlir_module().count("mosaic_gpu_v2") == 3
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_exports_where_segments_are_all_that_hides(width):
+    """Windows that were sorted into a batch: whole tiles, no other mask."""
+    arrays, ids = draw(128, 128, width=width, batch=2, dtype=jnp.bfloat16), jnp.zeros((2, 128), jnp.int32)
+    loss = lambda *a: run(*a, interpret=False, q_ids=ids, k_ids=ids)[0].astype(jnp.float32).sum()
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")]
+    step = jax.jit(jax.grad(loss, (0, 1, 2)))
+    exported = jax.export.export(step, platforms=["cuda"], disabled_checks=allowed)(*arrays)
+    assert exported.mlir_module().count("mosaic_gpu_v2") == 3
+
+
+@runs_here
+def test_segments_alone():
+    ids = np.sort(np.random.default_rng(4).integers(0, 3, (2, 128)), 1).astype(np.int32)
+    arrays = draw(128, 128, batch=2, dtype=jnp.bfloat16)
+    check(arrays, ids[:, :, None] == ids[:, None], q_ids=jnp.asarray(ids), k_ids=jnp.asarray(ids))
+
+
 def test_refuses_with_a_reason():
     with pytest.raises(NotImplementedError, match="bfloat16 or float16, all the same, not float32"):
         run(*draw(), interpret=False)
