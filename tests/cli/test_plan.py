@@ -98,7 +98,7 @@ print(json.dumps([first.overrides, first.fits, again.settings.accumulate, again.
 def test_what_is_tried_when_memory_runs_out(run_python):
     """10 GiB beside the state on chips of 4: a batch in parts, and frames spread so that rows divide. Then the config
     is as it was. And what a causal model's sampler keeps is its memory."""
-    said = json.loads(run_python(VARIANTS, devices=8).splitlines()[-1])
+    said = json.loads(run_python(VARIANTS, devices=8, timeout=900).splitlines()[-1])
     overrides, fits, parts, sequence, same, note, held = said
     assert fits and same and parts > 2 and sequence > 1
     assert f"--config.mesh.sequence={sequence}" in overrides
