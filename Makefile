@@ -48,6 +48,7 @@ kernels-aot: $(VENV)/.installed-test
 	-$(BIN)/python -m pip install -q --no-deps libtpu nvidia-cuda-nvcc nvidia-nvvm \
 	  $$($(BIN)/python -c 'import jax; print("jax-cuda13-plugin==%s jax-cuda13-pjrt==%s" % ((jax.__version__,) * 2))')
 	$(BIN)/python -m pytest -q -m slow tests/pallas_kernels/test_aot.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q tests/ops/test_ring.py -k schedule_of_a_tpu $(PYTEST_ARGS)
 
 # torch is a peer, not a dependency: name an interpreter that has it with TORCH=...
 LEG ?= cpu

@@ -8,6 +8,9 @@
 An 8x8x8 autoencoder, then the backbone on clips of 249 frames (32 latent frames, 32 768 tokens), one clip a device on 256
 devices. It has not been trained: expect the plan's numbers, not a model. On fewer devices lower ``batch``, or raise
 ``accumulate``, which takes a batch in so many parts.
+
+By the plan a step needs 39 of a v5p's 95 GiB on 4x4x8, with two clips a device, and 22 GiB with one clip on each device of a
+v5e:16x16, which has 16: there let the plan try to spread frames and to take the batch in parts (``--tries 3``).
 """
 
 import ml_collections

@@ -183,7 +183,7 @@ def method_of(engine: Engine, serves: Mapping[str, Any], request: Request, count
     # weights from elsewhere know no frames beyond the last
     multiple = int(serves.get("multiple", stages.CHUNK))
     whole = -(-count // multiple) * multiple
-    window, overlap = _windows(serves)
+    window, overlap = windows_of(serves)
     setting = Setting(whole, request.steps, window, overlap, engine.model_is_causal)
     method = make(request.method, setting, dict(request.options))
     shown = method.window if method.windows is None else method.windows.length
@@ -195,7 +195,7 @@ def method_of(engine: Engine, serves: Mapping[str, Any], request: Request, count
     return method
 
 
-def _windows(serves) -> tuple[int, int]:
+def windows_of(serves: Mapping[str, Any]) -> tuple[int, int]:
     """Of a roll-out: latent frames that are denoised together, and how many of them are the past."""
     window, overlap = int(serves.get("window", 4 * stages.CHUNK)), int(serves.get("overlap", stages.CHUNK))
     if window % stages.CHUNK or overlap % stages.CHUNK or not 0 <= overlap < window:

@@ -31,6 +31,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import tiles
+from pallas_kernels.load_gpu import load
 
 Array = Any
 NO_KEYS = -1e30  # score of a hidden pair, and log-sum-exp of a row without keys
@@ -52,8 +53,6 @@ class Tiles:
 
 def refusal(q: Any, k: Any, v: Any) -> str | None:
     """Why these arrays (or their shapes and dtypes) cannot be served; None if they can."""
-    if jax.version.__version_info__ < (0, 11):
-        return f"needs jax 0.11 or newer, not {jax.__version__}"
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (jnp.float16, jnp.bfloat16):
         return f"takes bfloat16 or float16, all the same, not {q.dtype}, {k.dtype}, {v.dtype}"
     if q.shape[-1] not in (64, 128) or v.shape[-1] != q.shape[-1]:
@@ -289,18 +288,19 @@ class _Place:
 
         q, k = (other, mine) if work.by_keys else (mine, other)
         parts = [tiles.holds(work.mask, q + self.offset[0], k, spread)]
-        q, k = spread(q, k)
         if work.q_len % (ROWS * WORKERS):
-            parts.append(q < work.q_len)
+            parts.append(spread(q, k)[0] < work.q_len)
         if work.k_len % (ROWS * WORKERS):
-            parts.append(k < work.k_len)
+            parts.append(spread(q, k)[1] < work.k_len)
         if work.segments:
             ids = (self.k_ids, self.q_ids) if work.by_keys else (self.q_ids, self.k_ids)
-            row = plgpu.load(ids[0].at[self.batch, pl.ds(self.base, ROWS)], layout=ROW, optimized=False)
-            column = plgpu.load(
+            row = load(ids[0].at[self.batch, pl.ds(self.base, ROWS)], layout=ROW, optimized=False)
+            column = load(
                 ids[1].at[self.batch, pl.ds(index * work.tile, work.tile)], layout=COLUMN, optimized=False
             )
-            parts.append(lax.broadcast_in_dim(row, shape, [0]) == lax.broadcast_in_dim(column, shape, [1]))
+            # told how to lie: where ids are all that hides, nothing else says it
+            row, column = (plgpu.layout_cast(ids, WIDE) for ids in wide(row, column))
+            parts.append(row == column)
         return functools.reduce(lambda a, b: b if a is None else a if b is None else a & b, parts)
 
     def product(self, a, b):
@@ -403,7 +403,7 @@ def _dq_body(place, q, k, v, d_out, lse, delta, dq):
         for source, buffer in zip((lse, delta), per_row, strict=True):
             plgpu.copy_gmem_to_smem(source.at[place.batch, place.head, pl.ds(place.base, ROWS)], buffer, came)
         plgpu.barrier_wait(came)
-        log, change = (plgpu.load(buffer, layout=ROW) for buffer in per_row)
+        log, change = (load(buffer, layout=ROW) for buffer in per_row)
 
         def tile(acc, slot, index, careful):
             keys = place.wait(0, slot)
@@ -440,12 +440,12 @@ def _dkv_body(place, q, k, v, d_out, lse, delta, dk, dv):
         def tile(sums, slot, index, careful):
             dk_acc, dv_acc = sums
             queries, d_outs = place.wait(0, slot), place.wait(1, slot)
-            log = plgpu.load(place.wait(2, slot), layout=COLUMN)
+            log = load(place.wait(2, slot), layout=COLUMN)
             p = jnp.exp2(place.product(keys, queries) * (work.scale * LOG2E) - _spread(log, shape, 1))
             allowed = place.allowed(index) if careful else None
             p = p if allowed is None else jnp.where(allowed, p, 0.0)
             dv_acc = place.add_product(dv_acc, p, d_outs)
-            change = plgpu.load(place.wait(3, slot), layout=COLUMN)
+            change = load(place.wait(3, slot), layout=COLUMN)
             d_scores = p * (place.product(values, d_outs) - _spread(change, shape, 1))
             return place.add_product(dk_acc, d_scores, queries), dv_acc
 

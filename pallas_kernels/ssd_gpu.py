@@ -26,6 +26,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.load_gpu import load
+
 Array = Any
 ROWS, WORKERS = 64, 2
 CHUNK = ROWS * WORKERS
@@ -34,8 +36,6 @@ WIDE, ROW, COLUMN = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layo
 
 def refusal(x: Any, B: Any) -> str | None:
     """Why these arrays (or their shapes and dtypes) cannot be served; None if they can."""
-    if jax.version.__version_info__ < (0, 11):
-        return f"needs jax 0.11 or newer, not {jax.__version__}"
     if x.dtype not in (jnp.float16, jnp.bfloat16) or B.dtype != x.dtype:
         return f"takes bfloat16 or float16, the same for x, B and C, not {x.dtype} and {B.dtype}"
     if x.shape[-1] != 64 or B.shape[-1] not in (64, 128):
@@ -226,11 +226,11 @@ class _Block:
 
     def down(self, numbers):
         """dt, cs, left of this warpgroup's rows."""
-        return [plgpu.load(v.at[self.mine], layout=ROW) for v in numbers[:3]]
+        return [load(v.at[self.mine], layout=ROW) for v in numbers[:3]]
 
     def across(self, numbers, which):
         """dt (0) or cs (1) over the columns of a tile: many registers, so loaded where it is needed."""
-        return _over_columns(plgpu.load(numbers[3 + which], layout=COLUMN), (ROWS, CHUNK))
+        return _over_columns(load(numbers[3 + which], layout=COLUMN), (ROWS, CHUNK))
 
     def decay(self, numbers, row, flipped=False):
         """exp(cs_i - cs_j) for j <= i, else 0; i down the rows, or j if ``flipped``."""
@@ -336,7 +336,7 @@ def _backward_body(block, refs, buffers, numbers, came):
     my_times, row, my_left = block.down(numbers)
     my_x, my_B, my_C, my_d_y = (v.at[block.mine] for v in (x_here, B_here, C_here, d_y_here))
     across = lambda v: v.transpose((1, 0))
-    wide = lambda v: plgpu.load(v, layout=WIDE).astype(jnp.float32)
+    wide = lambda v: load(v, layout=WIDE).astype(jnp.float32)
 
     # i down the rows
     change = block.product(my_d_y, across(x_here)) * block.decay(numbers, row)

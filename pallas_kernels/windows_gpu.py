@@ -32,6 +32,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import boxes
 from pallas_kernels.boxes import Boxes
+from pallas_kernels.load_gpu import load
 
 Array = Any
 NO_KEYS = -1e30
@@ -43,8 +44,6 @@ WIDE, ROW, COLUMN = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layo
 
 def refusal(q: Any, k: Any, v: Any, window, shift) -> str | None:
     """Why these arrays (or their shapes and dtypes) cannot be served; None if they can."""
-    if jax.version.__version_info__ < (0, 11):
-        return f"needs jax 0.11 or newer, not {jax.__version__}"
     why = boxes.refusal(q.shape[1:4], window, shift)
     if why:
         return why
@@ -291,8 +290,8 @@ def _backward_body(place, dq, dk, dv):
     plgpu.barrier_wait(place.told)
     d_keys, d_values = place.zeros(), place.zeros()
     for part in place.parts:  # as keys: queries lie across
-        log = plgpu.load(logs.at[part], layout=COLUMN)
-        change = plgpu.load(changes.at[part], layout=COLUMN)
+        log = load(logs.at[part], layout=COLUMN)
+        change = load(changes.at[part], layout=COLUMN)
         tile = place.product(k.at[me], q.at[part]) * (place.scale * LOG2E)
         tile = jnp.exp2(tile - _spread(log, 1))
         d_values = place.add_product(d_values, tile, d_out.at[part])

@@ -77,8 +77,11 @@ def cases(leg: str) -> list[Case]:
             Case("scan", "scan", (1, 4096, 8, 64, 64)),
             Case("conv 3x3x3, 16 channels", "conv", (1, 8, 64, 64, 16)),
             Case("conv 3x3x3, 64 channels", "conv", (1, 8, 32, 32, 64)),
-            Case("LinGen block", "block", (1, 64, 8, 8), more=("lingen", 192)),
-            Case("DiT block", "block", (1, 64, 8, 8), more=("dit", 192)),
+            *(
+                Case(f"{label} block, {frames} frames", "block", (1, frames, 8, 8), more=(name, 192))
+                for frames in (32, 64, 128)
+                for label, name in (("LinGen", "lingen"), ("DiT", "dit"))
+            ),
             Case("decode", "decode", (1, 8, 8, 8)),
         ]
     made = []
@@ -87,12 +90,9 @@ def cases(leg: str) -> list[Case]:
             for mask, reach in (("full", 0), ("causal", 0), ("band", 1024)):
                 name = f"attention {mask}{f' {reach}' if reach else ''}, {n // 1024}k, d {k}"
                 made.append(Case(name, "attention", (1, n, 24, k), "bfloat16", (mask, reach)))
-    made += [
-        Case(
-            "windows 4x4x8, 139k tokens", "windows", (1, 136, 32, 32, 20, 128), "bfloat16", ((4, 4, 8), shift)
-        )
-        for shift in ((0, 0, 0), (2, 2, 4))
-    ]
+    for shift in ((0, 0, 0), (2, 2, 0), (2, 2, 4)):
+        name = f"windows 4x4x8, 139k tokens{f', shifted by {shift}' if any(shift) else ''}"
+        made.append(Case(name, "windows", (1, 136, 32, 32, 20, 128), "bfloat16", more=((4, 4, 8), shift)))
     made.append(Case("scan, 131k tokens", "scan", (1, 131072, 80, 64, 128), "bfloat16"))
     for seconds in (17, 34, 68):
         shape = (1, 2 * seconds, 64, 64)

@@ -32,7 +32,7 @@ OFFERS = {
     "cpu": {"attention": ("chunked", "reference"), "windows": ("partition",), "scan": ("chunked",)},
     "gpu": {
         "attention": ("mosaic_gpu", "cudnn"),
-        "windows": ("partition",),
+        "windows": ("mosaic_gpu", "partition"),
         "scan": ("mosaic_gpu", "chunked"),
     },
 }
@@ -217,8 +217,9 @@ def main() -> None:
     if args.compile:
         compile_all(args.leg, args.only)
         return
+    device = jax.devices()[0].device_kind
     for row in race(args.leg, args.only, args.repeats):
-        print(json.dumps({**row, "version": f"jax {jax.__version__}"}), flush=True)
+        print(json.dumps({**row, "version": f"jax {jax.__version__}", "device": device}), flush=True)
 
 
 if __name__ == "__main__":

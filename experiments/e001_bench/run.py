@@ -16,6 +16,8 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
+
 from experiments import page
 
 H200 = 790.0  # TFLOP/s of a large bfloat16 product, measured; 989 by data sheet
@@ -56,6 +58,29 @@ def table(found: list[dict[str, Any]], leg: str) -> list[str]:
     return lines
 
 
+def laws(found: list[dict[str, Any]]) -> list[str]:
+    """A line per kind of block that was timed at three lengths or more: a + b n fitted to its milliseconds.
+
+    n is the number in the case's name, such as seconds; the largest miss says how straight the line is.
+    """
+    times: dict[str, list[tuple[float, float]]] = {}
+    unit = ""
+    for row in found:
+        kind, _, length = row["case"].partition(" block, ")
+        if length and "ms" in row:
+            n, unit = length.split()
+            times.setdefault(kind, []).append((float(n), row["ms"]))
+    lines = []
+    for kind, points in times.items():
+        if len(points) < 3:
+            continue
+        n, ms = np.asarray(points).T
+        slope, start = np.polyfit(n, ms, 1)
+        miss = np.abs(slope * n + start - ms).max() / ms.max()
+        lines.append(f"- {kind} block: {start:.2f} ms + {slope:.3f} ms x {unit}, off by {miss:.1%} at most.")
+    return ["", "Blocks by length, an affine law fitted by least squares:", "", *lines] if lines else []
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--leg", choices=("cpu", "gpu"), default="cpu")
@@ -68,17 +93,16 @@ def main(argv: list[str] | None = None) -> None:
     passed = ["--leg", args.leg, "--only", args.only, "--repeats", str(args.repeats)]
     found, missing = rows(sys.executable, "ours", passed)
     theirs, why = rows(args.torch, "peers", passed)
+    more, no_tokamax = rows(sys.executable, "tokamax_peer", passed) if args.leg == "gpu" else ([], "")
     order = list(dict.fromkeys(row["case"] for row in found))
     found = sorted(
-        found + theirs,
+        found + theirs + more,
         key=lambda r: (order.index(r["case"]) if r["case"] in order else 99, r["pass"] == "both"),
     )
     versions = ", ".join(dict.fromkeys(row["version"] for row in found))
-    machine = (
-        f"{platform.machine()}, {os.cpu_count()} CPU cores"
-        if args.leg == "cpu"
-        else "one GPU (see --leg gpu)"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} CPU cores"
+    if args.leg == "gpu":
+        machine = f"{next((row['device'] for row in found if 'device' in row), 'no GPU')}, {machine}"
     said = [
         f"## Against peers: {args.leg}",
         "",
@@ -90,9 +114,11 @@ def main(argv: list[str] | None = None) -> None:
         f"load average {os.getloadavg()[0]:.1f} at the end.",
         "",
         *table(found, args.leg),
+        *laws(found),
     ]
     said += ["", f"Ours ended early: {missing}"] if missing else []
     said += ["", f"Peers are missing: {why}"] if why else []
+    said += ["", f"Not raced: {no_tokamax}"] if no_tokamax else []
     args.json.write_text(json.dumps({"leg": args.leg, "versions": versions, "rows": found}, indent=1))
     print("\n".join(said))
     if args.write:

@@ -10,7 +10,6 @@ its own, and not run.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -76,6 +75,7 @@ def plan(config: Any, stage: str | None, topology: Topology, sizes: dict[str, in
     import jax
 
     from jaxvid.cli.plan_programs import Stage, choose_stage
+    from jaxvid.cli.plan_variants import variants
     from jaxvid.sharding import make_mesh
 
     if topology.kind == "cpu":  # what is never run need not be fast; memory and messages are settled before
@@ -90,26 +90,31 @@ def plan(config: Any, stage: str | None, topology: Topology, sizes: dict[str, in
         flush=True,
     )
     programs = made.programs()
-    results = [("as asked", Outcome(topology, len(found), made, next(programs)))]
-    results[0][1].show()
+    asked = Outcome(topology, len(found), made, next(programs))
+    results = [("what was asked", made, asked)]
+    asked.show()
+    too_large = []
     for program in programs:
-        Outcome(topology, len(found), made, program).show()
-    # to rank them takes a trace of each mesh
-    variants = _variants(config, name, found, shape, topology)[:tries] if tries > 0 else []
-    for overrides, build_stage in variants:
-        print(f"\nvariant    {overrides}")
-        other = build_stage()
-        results.append((overrides, Outcome(topology, len(found), other, other.train())))
-        results[-1][1].show()
-    fitting = [r for r in results if r[1].fits]
+        outcome = Outcome(topology, len(found), made, program)
+        outcome.show()
+        too_large += [] if outcome.fits else [program.name]
+    ranked = variants(config, name, made, asked.temporary, asked.chip)[:tries] if tries > 0 else []
+    for variant in ranked:
+        print(f"\nvariant    {variant.overrides}")
+        other = variant.stage()
+        results.append((variant.overrides, other, Outcome(topology, len(found), other, other.train())))
+        results[-1][2].show()
+    fitting = [r for r in results if r[2].fits]
     if not fitting:
-        print("\nbest       none fits; use more devices, a smaller batch, or train.accumulate")
+        more = f"compile more than {tries} variants (--tries), " if ranked else "try variants (--tries 3), "
+        print(f"\nbest       none fits; {more}use more devices, or a smaller batch")
         return
-    best = min(fitting, key=lambda r: r[1].seconds)
-    said = "what was asked" if best[0] == "as asked" else best[0]
-    print(
-        f"\nbest       {said}  ({best[1].total / 2**30:.2f} GiB, {best[1].seconds:.3g} s a step by data sheet)"
-    )
+    said, stage, best = min(fitting, key=lambda r: r[2].seconds)
+    for program in stage.programs() if too_large and stage is not made else ():
+        if program.name in too_large:
+            print(f"\nvariant    {said}")
+            Outcome(topology, len(found), stage, program).show()
+    print(f"\nbest       {said}  ({best.total / 2**30:.2f} GiB, {best.seconds:.3g} s a step by data sheet)")
 
 
 class Outcome:
@@ -167,6 +172,8 @@ class Outcome:
             f"  FLOPs    {self.flops.total:.4g} ({self.flops.products:.4g} in products), "
             f"{self.flops.total / self.count:.4g} a device"
         )
+        if program.note:
+            print(f"  {program.note}")
         rows = "".join(f"\n           {kind:<16} {gib(size):>9}" for kind, size in kinds.items() if size)
         print(f"  memory   GiB of one device{rows}")
         said = "fits" if self.fits else "DOES NOT FIT"
@@ -193,61 +200,6 @@ def compile_or_refuse(lowered: Any) -> tuple[Any, int]:
         if found is None:
             raise
         return None, int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2])))
-
-
-def _variants(
-    config: Any, name: str, found: list[Any], asked: dict[str, int], topology: Topology
-) -> list[Any]:
-    """(overrides, function that builds the stage) of other meshes and of recomputing or not, the likeliest first.
-
-    Ranked without compiling: those whose state and activations fit come first, then by arithmetic and messages.
-    """
-    from jaxvid.cli.plan_programs import Stage, remat_node
-    from jaxvid.sharding import make_mesh
-
-    hit, count = remat_node(config, name), len(found)
-    now = getattr(_remat(hit), "remat", None)
-    chip = Topology(topology.name, "cpu", count).chip if topology.kind == "cpu" else topology.chip
-    fixed = asked["tensor"] * asked["sequence"]
-    ways = count // fixed
-    meshes = [dict(asked, data=ways // f, fsdp=f) for f in range(1, ways + 1) if ways % f == 0]
-    ranked = []
-    for remat in (None,) if hit is None else (False, True):
-        activations = None
-        for sizes in meshes:
-            if sizes == asked and remat == now:
-                continue
-
-            def make(sizes=sizes, remat=remat):
-                if hit is not None:
-                    with hit[1].unlocked():
-                        hit[1]["remat"] = remat
-                try:
-                    return Stage(config, name, make_mesh(**sizes, devices=found))
-                finally:
-                    if hit is not None:
-                        with hit[1].unlocked():
-                            hit[1]["remat"] = now
-
-            with contextlib.suppress(InputError):  # a batch that a mesh does not divide
-                stage = make()
-                activations = stage.kept() if activations is None else activations
-                held = stage.held()
-                need = sum(held.values()) + held["parameters"] + activations / stage.ways
-                weights = 4 * stage.parameters
-                sent = weights * (2 * (sizes["data"] > 1) + 3 * (sizes["fsdp"] > 1))
-                work = (8 if remat else 6) * stage.parameters * stage.tokens / count
-                overrides = [f"--config.mesh.{a}={n}" for a, n in sizes.items() if n != asked[a]]
-                overrides += [f"--config.{hit[0]}.remat={remat}"] if hit is not None and remat != now else []
-                seconds = work / chip.flops + sent / chip.link
-                ranked.append(((need > chip.memory, seconds, need), " ".join(overrides), make))
-    return [(overrides, make) for _, overrides, make in sorted(ranked, key=lambda r: r[0])]
-
-
-def _remat(hit: Any) -> Any:
-    from jaxvid.config import build
-
-    return build(hit[1]) if hit is not None else None
 
 
 def lengths(options) -> None:

@@ -21,20 +21,26 @@ from jaxvid.cli.codec import SHIPPED, load_codec
 from jaxvid.config import SAFE, build, parameter
 from jaxvid.data.collate import latent_frames
 from jaxvid.io.bundle import is_bundle, load_spec
+from jaxvid.run import windows_of
+from jaxvid.sampling.methods.method import Method, Setting
+from jaxvid.sampling.methods.table import METHODS, check_method, make
 from jaxvid.sampling.noise import seed_keys
 from jaxvid.sampling.plan import time_table
 from jaxvid.sampling.rollout import begin
 from jaxvid.sampling.solvers import by_name
 from jaxvid.sharding import batch_sharding, replicated
 from jaxvid.training.step import make_train_step, state_sharding
+from jaxvid.traits import traits_of
 from jaxvid.types import InputError, Video
 
 Shape = jax.ShapeDtypeStruct
+STEPS = 20  # of the sampler, where a config does not say
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Something to compile: ``run`` is jitted, ``args`` are shapes, ``held`` the bytes a device keeps by kind."""
+    """Something to compile: ``run`` is jitted, ``args`` are shapes, ``held`` the bytes a device keeps by kind, ``note``
+    what else there is to say."""
 
     name: str
     run: Callable[..., Any]
@@ -42,6 +48,7 @@ class Program:
     tokens: float
     held: dict[str, int]
     activations: int = 0
+    note: str = ""
 
 
 def codec_model(config: Any, name: str) -> Any:
@@ -180,18 +187,19 @@ class Stage:
         return max(0, sum(nbytes(s) for s in jax.tree.leaves(found)) - weights)
 
     def sample(self) -> Program:
-        """One call of the sampler, for one video of the length that the stage serves, guidance included."""
+        """One call of the sampler for one video of the length that the stage serves, guidance included: the window that
+        its method shows the model, and what the model remembers of those before."""
         serve = dict(self.node.get("serve") or {})
         model, process = self.task.model, self.task.process
-        seconds, fps = serve.get("seconds"), float(self.node.data.fps)
-        pixels = self.bucket.frames if seconds is None else round(seconds * fps)
-        frames = -(-latent_frames(pixels, self.codec.time_factor) // 8) * 8
+        name, method, wanted = self._method(serve)
+        frames = method.window
         _, height, width, channels = self.codec.latent_shape(1, self.bucket.height, self.bucket.width)
         shape, rows = (1, frames, height, width, channels), (1, frames)
-        solver, guided = (
-            by_name(serve.get("solver", "euler"), process.schedule),
-            serve.get("guidance", 1.0) != 1,
-        )
+        guided = serve.get("guidance", 1.0) != 1
+        solver = by_name(METHODS[name].solver or serve.get("solver", "euler"), process.schedule)
+        memory = None
+        if method.remembers:
+            memory = jax.eval_shape(lambda: model.init_memory(2 if guided else 1, height, width))
         rollout = jax.eval_shape(lambda: begin(seed_keys((0,)), shape[2:]))
         given, value = Shape(rows, jnp.bool_), Shape(shape, jnp.float32)
         source, level, numbers = value, Shape((), jnp.float32), Shape((frames,), jnp.int32)
@@ -202,8 +210,10 @@ class Stage:
         cond = {**text, "span": Shape(rows, jnp.int32), "given": given}
         told = {"cond": cond, "null": cond if guided else None, "value": value, "numbers": numbers}
         told["interval"] = Shape((2,), jnp.float32)
-        past = {"memory": None, "keys": rollout.keys, "first_frame": Shape((), jnp.int32)}
-        times = np.asarray(time_table(serve.get("steps", 30), serve.get("shift", 1.0)))
+        if method.cuts:
+            told["weight"] = Shape(method.windows.weight.shape, jnp.float32)
+        past = {"memory": memory, "keys": rollout.keys, "first_frame": Shape((), jnp.int32)}
+        times = np.asarray(time_table(serve.get("steps", STEPS), serve.get("shift", 1.0)))
         params, places = (  # adapters are merged into what they are for
             tree.params if "base" not in self.shapes.rest else tree.rest["base"]
             for tree in (self.shapes, self.places)
@@ -220,12 +230,32 @@ class Stage:
         )
         everywhere = replicated(self.mesh)
         run = jax.jit(
-            stages.sample_rows(model, process, solver, guided),
+            stages.sample_rows(
+                model if method.edit is None else stages.edited(model, method.edit),
+                process,
+                solver,
+                guided,
+                stages.Way(windows=method.windows, scheme=method.scheme),
+            ),
             in_shardings=(places, *[everywhere] * 7),
             out_shardings=everywhere,
         )
         held = {"parameters": held_bytes(params, places)}
-        return Program("sample", run, args, self._tokens(shape), held)
+        if memory is not None:
+            held["memory"] = sum(nbytes(leaf) for leaf in jax.tree.leaves(memory))
+        said = f"method {name}: {wanted} latent frames in windows of {frames}, {method.calls} calls"
+        return Program("sample", run, args, self._tokens(shape), held, note=said)
+
+    def _method(self, serve: dict[str, Any]) -> tuple[str, Method, int]:
+        """(name, values, latent frames wanted) of what the pipeline follows where nothing else is asked for."""
+        seconds, name = serve.get("seconds"), serve.get("method", "oneshot")
+        check_method(name, {}, traits_of(self.task.model, {"student": True}))
+        pixels = self.bucket.frames if seconds is None else round(seconds * float(self.node.data.fps))
+        count = latent_frames(pixels, self.codec.time_factor)
+        whole = -(-count // stages.CHUNK) * stages.CHUNK
+        causal = bool(getattr(self.task.model, "causal", False))
+        setting = Setting(whole, serve.get("steps", STEPS), *windows_of(serve), causal)
+        return name, make(name, setting), whole
 
     def decode(self) -> Program:
         """A chunk of latents in the middle of a video to pixels, the same on every device."""

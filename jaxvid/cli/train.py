@@ -234,9 +234,11 @@ def _begin(
         with open(path, encoding="utf-8") as file:
             before = to_json(from_json(file.read()))
         changed = config_changes(before, text)
-        if changed and not allow_change and _trained(workdir, json.loads(before)):
+        # what a run learns does not depend on the devices among which it is shared
+        other = [line for line in changed if not line.startswith("mesh")]
+        if other and not allow_change and _trained(workdir, json.loads(before)):
             raise InputError(
-                f"{workdir} holds a run with another config: {'; '.join(changed[:8])}; "
+                f"{workdir} holds a run with another config: {'; '.join(other[:8])}; "
                 "give --allow_config_change to continue it so, or another --workdir"
             )
         for line in changed:

@@ -69,6 +69,8 @@ def kernel_interprets(wanted: str, capability: str | None = None) -> bool:
     """
     if platform() != wanted:
         if _interpreted.get():
+            if wanted == "gpu" and jax.version.__version_info__ < (0, 11):
+                raise NotImplementedError(f"Mosaic GPU's interpreter needs jax 0.11, not {jax.__version__}")
             return True
         raise NotImplementedError(
             f"the kernel runs on {wanted}, not on {platform()} (jaxvid.ops.pick.interpreted() lets tests run it anywhere)"

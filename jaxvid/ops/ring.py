@@ -242,8 +242,9 @@ def _shards(layout: Layout, q, k, mask: masks.Mask, ways: int | None) -> Shards:
             f"ways={ways} does not divide the {size} devices of {layout.tokens!r}; use a divisor"
         )
     if heads % ways:
+        able = math.gcd(heads, ways)
         raise InputError(
             f"{q.shape[2] // tensor} heads with {k.shape[2] // tensor} key heads cannot be split among {ways} devices "
-            f"(Ulysses); use ways={math.gcd(heads, ways)}, or ways=1, which is a ring"
+            f"(Ulysses); use {f'ways={able}, or ' if able > 1 else ''}ways=1, which is a ring"
         )
     return Shards(layout.tokens, size, ways)

@@ -13,6 +13,7 @@ import pytest
 
 from jaxvid.cli.plan import compile_or_refuse
 from jaxvid.cli.plan_topology import check_compiler, environment, parse_mesh, parse_topology
+from jaxvid.cli.plan_variants import meshes
 from jaxvid.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,6 +70,49 @@ def test_a_plan_for_simulated_devices(plan):
     assert parts == pytest.approx(float(kinds["total"]), abs=0.01)
     assert re.search(r"sends +all-reduce +[\d,]+ times", train) and ": fits" in train
     assert re.search(r"^best +", out, re.M) and "--config." in out
+    assert "method sliding: 8 latent frames in windows of 16" in out, "what the pipeline runs, not one shot"
+
+
+VARIANTS = """
+import json, jax
+from configs.shapes_causal import get_config
+from jaxvid.cli.plan_programs import Stage
+from jaxvid.cli.plan_topology import Chip
+from jaxvid.cli.plan_variants import variants
+from jaxvid.config import call, to_json
+from jaxvid.data.pipeline import Bucket
+from jaxvid.sharding import make_mesh
+
+config = get_config()
+config.stages.backbone.data.buckets = (call(Bucket, frames=45, height=64, width=64, batch=8),)
+stage = Stage(config, "backbone", make_mesh(data=1, fsdp=8))
+before, gib = to_json(config), 2**30
+first = variants(config, "backbone", stage, 10 * gib, Chip(4 * gib, 1e12, 1e9))[0]
+again = first.stage()
+sample = stage.sample()
+print(json.dumps([first.overrides, first.fits, again.settings.accumulate, again.mesh.shape["sequence"],
+                  to_json(config) == before, sample.note, sample.held]))
+"""
+
+
+def test_what_is_tried_when_memory_runs_out(run_python):
+    """10 GiB beside the state on chips of 4: a batch in parts, and frames spread so that rows divide. Then the config
+    is as it was. And what a causal model's sampler keeps is its memory."""
+    said = json.loads(run_python(VARIANTS, devices=8, timeout=900).splitlines()[-1])
+    overrides, fits, parts, sequence, same, note, held = said
+    assert fits and same and parts > 2 and sequence > 1
+    assert f"--config.mesh.sequence={sequence}" in overrides
+    assert f"--config.stages.backbone.train.accumulate={parts}" in overrides
+    assert note.startswith("method causal-kv: ") and held["memory"] > 0
+
+
+def test_meshes_to_try():
+    asked = dict(data=1, fsdp=4, tensor=2, sequence=1)
+    found = list(meshes(asked, 8, 6))
+    assert asked in found and dict(data=1, fsdp=2, tensor=2, sequence=2) in found
+    assert all(m["data"] * m["fsdp"] * m["tensor"] * m["sequence"] == 8 for m in found)
+    assert {m["sequence"] for m in found} == {1, 2}, "4 does not divide 6 frames"
+    assert {m["sequence"] for m in meshes(asked, 8, 0)} == {1}, "an autoencoder's frames are not spread"
 
 
 def test_the_cost_by_length(plan):

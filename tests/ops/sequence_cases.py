@@ -74,7 +74,7 @@ def attention_case(mask, how, *, dtype=jnp.float64, heads=(4, 2), **sizes):
     )  # fmt: skip
 
 
-def scan_case(*, groups=2, skip=True, begin=True, gather=16, **sizes):
+def scan_case(*, groups=2, skip=True, begin=True, gather=16, dtype=jnp.float64, **sizes):
     sequence_ssd.GATHER = gather
     heads, width, state = 4, 3, 5
     x, decay = draw(BATCH, LENGTH, heads, width), -jnp.exp(draw(heads))
@@ -90,7 +90,8 @@ def scan_case(*, groups=2, skip=True, begin=True, gather=16, **sizes):
         return run
 
     reference = call(ssd, implementation="reference")
-    return worst(call(sequence_parallel_ssd, mesh=mesh), reference, x, dt, decay, b, c, d, first)
+    arrays = (a.astype(dtype) for a in (x, dt, decay, b, c, d, first))
+    return worst(call(sequence_parallel_ssd, mesh=mesh), reference, *arrays)
 
 
 def explicit_mesh():
@@ -110,12 +111,22 @@ def both_ways(q, k, v, **kw):
     return sequence_attention(q, k, v, ways=2, **kw)
 
 
+SPLIT_HEADS = ("full", "causal", "block_causal", "band", "sink", "segments")
+SINGLE = (  # in float32: what it is called, the way, the mask, heads
+    ("zig-zag", ring_attention, "causal", (4, 2)),
+    ("halo", ring_attention, "band", (4, 2)),
+    ("hops", ring_attention, "segments", (4, 2)),
+    ("ulysses", ulysses_attention, "full", (8, 8)),
+    ("combined", both_ways, "block_causal", (4, 2)),
+)
+
+
 def attention_cases():
     whole = dict(sequence=8)
     for name, mask in attention_masks().items():
         sizes = whole if name in ("full", "causal", "block_causal", "band") else dict(sequence=4, data=2)
         yield f"ring, {name}", lambda mask=mask, sizes=sizes: attention_case(mask, ring_attention, **sizes)
-    for name in ("full", "causal", "band", "segments"):
+    for name in SPLIT_HEADS:
         mask = attention_masks()[name]
         yield (
             f"ulysses, {name}",
@@ -126,8 +137,14 @@ def attention_cases():
             f"chosen, {name}",
             lambda mask=mask: attention_case(mask, sequence_attention, sequence=2, tensor=2, fsdp=2),
         )
-    single = lambda: attention_case(masks.causal(), ring_attention, dtype=jnp.float32, **whole)
-    yield "float32", single
+    for label, how, name, heads in SINGLE:
+        mask = attention_masks()[name]
+        yield (
+            f"float32, {label}",
+            lambda mask=mask, how=how, heads=heads: attention_case(
+                mask, how, dtype=jnp.float32, heads=heads, **whole
+            ),
+        )
     yield "explicit", explicit_mesh
 
 
@@ -137,6 +154,7 @@ def scan_cases():
     yield "from zero", lambda: scan_case(sequence=4, data=2, skip=False, begin=False)
     yield "one group", lambda: scan_case(sequence=2, data=2, tensor=2, groups=1)
     yield "heads cut", lambda: scan_case(sequence=4, tensor=2, gather=1)
+    yield "float32", lambda: scan_case(sequence=8, dtype=jnp.float32)
 
 
 def main():

@@ -44,14 +44,15 @@ def test_the_ring_equals_one_device(differences, mask):
     assert differences[f"ring, {mask}"] < 1e-12
 
 
-@pytest.mark.parametrize("mask", ["full", "causal", "band", "segments"])
+@pytest.mark.parametrize("mask", ["full", "causal", "block_causal", "band", "sink", "segments"])
 @pytest.mark.parametrize("how", ["ulysses", "combined", "chosen"])
 def test_so_do_ulysses_and_both_together(differences, how, mask):
     assert differences[f"{how}, {mask}"] < 1e-12
 
 
-def test_in_single_precision(differences):
-    assert differences["float32"] < 1e-5
+@pytest.mark.parametrize("way", ["zig-zag", "halo", "hops", "ulysses", "combined"])
+def test_in_single_precision(differences, way):
+    assert differences[f"float32, {way}"] < 1e-5
 
 
 def test_on_meshes_that_do_not_move_arrays_by_themselves(differences):
@@ -168,7 +169,7 @@ def test_says_what_does_not_fit(said, call):
 
 
 def test_heads_that_ulysses_cannot_split():
-    with pytest.raises(InputError, match=r"Ulysses.*ways=1, which is a ring"):
+    with pytest.raises(InputError, match=r"\(Ulysses\); use ways=1, which is a ring"):
         ulysses_attention(*arrays(heads=6, keys=3), mesh=fake_mesh(sequence=8))
 
 

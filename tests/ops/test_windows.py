@@ -24,32 +24,38 @@ def draw(grid, heads=2, width=8, count=4, batch=2):
     )
 
 
-def oracle(q, k, v, window, shift):
-    """float64, from the definition: equal windows and wrap flags on all axes."""
-    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
-    grid, same = q.shape[1:4], None
+def oracle(q, k, v, window, shift, d_out):
+    """float64, from the definition (equal windows and wrap flags on all axes): out, and gradients of sum(out d_out)."""
+    q, k, v, d_out = (np.asarray(a, np.float64) for a in (q, k, v, d_out))
+    grid, same, scale = q.shape[1:4], None, q.shape[-1] ** -0.5
     for axis, (n, w, s) in enumerate(zip(grid, window, shift, strict=True)):
         place = np.indices(grid)[axis].reshape(-1)
         label = np.stack([(place - s) % n // w, place < s])
         equal = (label[:, :, None] == label[:, None]).all(0)
         same = equal if same is None else same & equal
-    flat = [a.reshape(a.shape[0], -1, *a.shape[4:]) for a in (q, k, v)]
-    scores = np.einsum("blhk,bmhk->bhlm", *flat[:2]) * q.shape[-1] ** -0.5
-    p = np.where(same, np.exp(scores), 0)
-    return np.einsum("bhlm,bmhk->blhk", p / p.sum(-1, keepdims=True), flat[2]).reshape(q.shape)
+    flat_q, flat_k, flat_v, flat_d = (a.reshape(a.shape[0], -1, *a.shape[4:]) for a in (q, k, v, d_out))
+    p = np.where(same, np.exp(np.einsum("blhk,bmhk->bhlm", flat_q, flat_k) * scale), 0)
+    p = p / p.sum(-1, keepdims=True)
+    d_p = np.einsum("blhk,bmhk->bhlm", flat_d, flat_v)
+    d_scores = p * (d_p - (d_p * p).sum(-1, keepdims=True)) * scale
+    made = (
+        np.einsum("bhlm,bmhk->blhk", p, flat_v),
+        np.einsum("bhlm,bmhk->blhk", d_scores, flat_k),
+        np.einsum("bhlm,blhk->bmhk", d_scores, flat_q),
+        np.einsum("bhlm,blhk->bmhk", p, flat_d),
+    )
+    return tuple(a.reshape(q.shape) for a in made)
 
 
 @pytest.mark.parametrize("grid, window, shift", CASES)
 def test_windows_are_masked_full_attention(grid, window, shift):
     q, k, v, d_out = draw(grid)
-    want, gradients = oracle(q, k, v, window, shift), {}
+    want = oracle(q, k, v, window, shift, d_out)
     for name in ("partition", "reference"):
         run = lambda *a, name=name: window_attention(*a, window=window, shift=shift, implementation=name)
         got, back = jax.vjp(jax.jit(run), q, k, v)
-        np.testing.assert_allclose(got, want, atol=2e-6)
-        gradients[name] = back(d_out)
-    for a, b in zip(*gradients.values(), strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-6)
+        for a, b in zip((got, *back(d_out)), want, strict=True):
+            np.testing.assert_allclose(a, b, atol=5e-6)
 
 
 def test_chosen_where_they_run():

@@ -3,7 +3,11 @@
 
 import importlib.util
 import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -110,3 +114,25 @@ print(json.dumps(re.findall(r"properties for (\\S+).*?(\\d+) bytes spill stores"
     print(found)  # for the page: pytest -rP
     for name, spilled in found:
         assert int(spilled) <= (150 if re.search("dkv|ssd_backward", name) else 0), found
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu")
+def test_no_more_bundles_than_splash_attention():
+    """At the default tiles, forward, dq, and dk and dv, in libtpu's final code for a v6e."""
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.e001_bench.static",
+        "--topology=v6e:2x2",
+        "--only=1024x1024",
+    ]
+    root = pathlib.Path(__file__).parents[2]
+    env = dict(os.environ, PYTHONPATH=str(root))
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=1800)
+    assert not done.returncode, done.stderr[-3000:]
+    print(done.stdout)  # for the page: pytest -rP
+    ours, theirs = done.stdout.split("splash", 1)
+    counts = lambda text: [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) bundles", text)]
+    assert len(counts(ours)) == len(counts(theirs)) == 3, done.stdout
+    for mine, other in zip(sorted(counts(ours)), sorted(counts(theirs)), strict=True):
+        assert mine <= other, done.stdout

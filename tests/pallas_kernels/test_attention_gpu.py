@@ -8,19 +8,21 @@ import pytest
 
 from tests.pallas_kernels.test_attention_tpu import CAUSAL, MASKS, draw, oracle, pairs
 
-pytestmark = pytest.mark.skipif(
-    jax.version.__version_info__ < (0, 11),
+ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+runs_here = pytest.mark.skipif(
+    not ON_HOPPER and jax.version.__version_info__ < (0, 11),
     reason="Mosaic GPU's interpreter needs jax 0.11 (Python 3.12) or newer",
 )
-ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def run(*arrays, races=False, interpret=not ON_HOPPER, **options):
     """Uninitialised memory is NaN in the interpreter."""
     from pallas_kernels import attention_gpu
 
-    how = attention_gpu.plgpu.InterpretGPUParams(detect_races=races, uninitialized_memory="nan")
-    return attention_gpu.attention(*arrays, interpret=how if interpret else None, **options)
+    how = None
+    if interpret:
+        how = attention_gpu.plgpu.InterpretGPUParams(detect_races=races, uninitialized_memory="nan")
+    return attention_gpu.attention(*arrays, interpret=how, **options)
 
 
 def check(arrays, allowed, **options):
@@ -36,16 +38,20 @@ def check(arrays, allowed, **options):
         np.testing.assert_allclose(a[real], b[real], rtol=0, atol=bound, err_msg=name)
 
 
+@runs_here
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", MASKS)
-def test_values_and_gradients(name):
-    check(draw(128, 256, dtype=jnp.bfloat16), pairs(MASKS[name], 128, 256), mask=MASKS[name])
+def test_values_and_gradients(name, dtype):
+    check(draw(128, 256, dtype=dtype), pairs(MASKS[name], 128, 256), mask=MASKS[name])
 
 
+@runs_here
 def test_odd_lengths_wide_heads_groups_and_races():
     arrays = draw(130, 150, heads=2, width=128, dtype=jnp.bfloat16)
     check(arrays, pairs(CAUSAL, 130, 150), mask=CAUSAL, races=True)
 
 
+@runs_here
 def test_segments_and_an_offset_known_late():
     rng = np.random.default_rng(3)
     q_ids, k_ids = (np.sort(rng.integers(0, 3, (1, n)), 1).astype(np.int32) for n in (70, 140))
@@ -72,8 +78,26 @@ def test_exports_for_cuda(name, width):
     assert exported.mlir_module().count("mosaic_gpu_v2") == 3
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_exports_where_segments_are_all_that_hides(width):
+    """Windows that were sorted into a batch: whole tiles, no other mask."""
+    arrays, ids = draw(128, 128, width=width, batch=2, dtype=jnp.bfloat16), jnp.zeros((2, 128), jnp.int32)
+    loss = lambda *a: run(*a, interpret=False, q_ids=ids, k_ids=ids)[0].astype(jnp.float32).sum()
+    allowed = [jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")]
+    step = jax.jit(jax.grad(loss, (0, 1, 2)))
+    exported = jax.export.export(step, platforms=["cuda"], disabled_checks=allowed)(*arrays)
+    assert exported.mlir_module().count("mosaic_gpu_v2") == 3
+
+
+@runs_here
+def test_segments_alone():
+    ids = np.sort(np.random.default_rng(4).integers(0, 3, (2, 128)), 1).astype(np.int32)
+    arrays = draw(128, 128, batch=2, dtype=jnp.bfloat16)
+    check(arrays, ids[:, :, None] == ids[:, None], q_ids=jnp.asarray(ids), k_ids=jnp.asarray(ids))
+
+
 def test_refuses_with_a_reason():
     with pytest.raises(NotImplementedError, match="bfloat16 or float16, all the same, not float32"):
-        run(*draw())
+        run(*draw(), interpret=False)
     with pytest.raises(NotImplementedError, match="head widths 64 and 128, the same for values, not 32"):
-        run(*draw(width=32, dtype=jnp.bfloat16))
+        run(*draw(width=32, dtype=jnp.bfloat16), interpret=False)

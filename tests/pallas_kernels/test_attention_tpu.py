@@ -99,7 +99,7 @@ def test_values_and_gradients(name, width):
     check(draw(256, 256, width=width, seed=width), MASKS[name], pairs(MASKS[name], 256, 256))
 
 
-@pytest.mark.parametrize("name", ["full", "band", "sink", "teacher"])
+@pytest.mark.parametrize("name", MASKS)
 def test_odd_lengths_and_bfloat16(name):
     mask = MASKS[name]
     check(draw(201, 333), mask, pairs(mask, 201, 333))
@@ -128,7 +128,7 @@ def test_segments():
 
 
 @pytest.mark.skipif(ON_TPU, reason="a real TPU has no poisoned memory")
-@pytest.mark.parametrize("name", ["full", "narrow"])
+@pytest.mark.parametrize("name", ["full", "narrow", "sink", "nobody"])
 def test_poisoned_memory_and_what_lies_behind_the_end(name):
     """Uninitialised memory is NaN here, reads behind the end as well."""
     poison = pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="uninitialized_value")

@@ -8,41 +8,47 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.test_windows import draw
-from tests.pallas_kernels.test_windows_tpu import WINDOW, numbers
+from tests.ops.test_windows import draw, oracle
+from tests.pallas_kernels.test_windows_tpu import WINDOW
 
-pytestmark = pytest.mark.skipif(
-    jax.version.__version_info__ < (0, 11),
+ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
+runs_here = pytest.mark.skipif(
+    not ON_HOPPER and jax.version.__version_info__ < (0, 11),
     reason="Mosaic GPU's interpreter needs jax 0.11 (Python 3.12) or newer",
 )
-ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
 
 
 def attend(*arrays, races=False, interpret=not ON_HOPPER, **options):
     """Uninitialised memory is NaN in the interpreter."""
     from pallas_kernels import windows_gpu
 
-    how = windows_gpu.plgpu.InterpretGPUParams(detect_races=races, uninitialized_memory="nan")
-    return windows_gpu.attention(*arrays, interpret=how if interpret else None, **options)
+    how = None
+    if interpret:
+        how = windows_gpu.plgpu.InterpretGPUParams(detect_races=races, uninitialized_memory="nan")
+    return windows_gpu.attention(*arrays, interpret=how, **options)
 
 
-def check(arrays, window, shift, **options):
-    *arrays, d_out = (a.astype(jnp.bfloat16) for a in arrays)
+def check(arrays, window, shift, dtype=jnp.bfloat16, **options):
+    *arrays, d_out = (a.astype(dtype) for a in arrays)
     out, back = jax.vjp(functools.partial(attend, window=window, shift=shift, **options), *arrays)
-    names, want = ("out", "dq", "dk", "dv"), numbers(*arrays, window, shift, d_out)
+    names, want = ("out", "dq", "dk", "dv"), oracle(*arrays, window, shift, d_out)
     for name, a, b in zip(names, (out, *back(d_out)), want, strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-2 * max(1, np.abs(b).max()), err_msg=name)
 
 
-def test_values_and_gradients():
-    check(draw((4, 4, 8), heads=1, width=64, batch=1), WINDOW, (0, 0, 0))
+@runs_here
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_values_and_gradients(dtype):
+    check(draw((4, 4, 8), heads=1, width=64, batch=1), WINDOW, (0, 0, 0), dtype)
 
 
+@runs_here
 def test_borders_cut_windows_off_on_every_axis():
     check(draw((2, 4, 32), heads=1, width=64, batch=1), (2, 2, 16), (1, 1, 8), races=True)
 
 
+@runs_here
 def test_wide_heads_and_a_short_last_window():
     check(draw((6, 4, 8), heads=1, width=128, batch=1), WINDOW, (0, 0, 0))
 
@@ -64,7 +70,8 @@ def test_exports_for_cuda(width, shift):
 def test_refuses_with_a_reason():
     def ask(grid=(4, 4, 8), window=WINDOW, shift=(0, 0, 0), width=64, dtype=jnp.bfloat16):
         a = jax.ShapeDtypeStruct((1, *grid, 1, width), dtype)
-        return jax.eval_shape(functools.partial(attend, window=window, shift=shift), a, a, a)
+        run = functools.partial(attend, window=window, shift=shift, interpret=False)
+        return jax.eval_shape(run, a, a, a)
 
     with pytest.raises(NotImplementedError, match="bfloat16 or float16, all the same, not float32"):
         ask(dtype=jnp.float32)

@@ -12,33 +12,28 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# A small model of the shapes world, in pixels, with its parameters cut over both processes.
+# The shapes model of configs/shapes.py, narrow and on pixels, with its parameters cut over both processes.
 TRAIN = """
 import json, sys
 import jax
 process, count, port = (int(a) for a in sys.argv[1:])
 if count > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", count, process, initialization_timeout=120)
-import numpy as np, optax
+from configs.shapes import get_config
+from jaxvid.config import build
 from jaxvid.data.pipeline import Bucket, batches
-from jaxvid.data.shapes import ShapesSource
-from jaxvid.diffusion.levels import Vectorised
-from jaxvid.diffusion.process import Process
-from jaxvid.diffusion.schedule import RectifiedFlow
-from jaxvid.models.text_encoder import ByteTextEncoder
-from jaxvid.models.text_to_video import TextToVideo
-from jaxvid.models.video_dit import VideoDiT
-from jaxvid.nn.mixers.attention import Attention
 from jaxvid.sharding import make_mesh, put_batch
 from jaxvid.training.step import make_init, make_train_step, state_sharding
-from jaxvid.training.task import DiffusionTask
 
-dit = VideoDiT(mixers=(Attention(head=8),), width=32, channels=3, patch=(1, 8, 8), head=8, text_width=16)
-model = TextToVideo(dit=dit, text_encoder=ByteTextEncoder(width=16, layers=1, head=8))
-task, optimizer = DiffusionTask(model, Process(RectifiedFlow()), Vectorised(0.5)), optax.adam(1e-2)
+stage = get_config().stages.backbone
+model = stage.task.model
+model.dit.update(dict(width=32, head=8, scan_head=16, channels=3, text_width=16, remat=False))
+model.dit.patch = (1, 8, 8)
+model.text_encoder.update(dict(width=16))
+task, optimizer = build(stage.task), build(stage.optimizer)
 mesh = make_mesh(data=1, fsdp=-1)
-data = batches(ShapesSource(), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0, text_length=32,
-               spans=(2,), threads=0, process_index=process, process_count=count)
+data = batches(build(stage.source), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0,
+               text_length=32, spans=(2,), threads=0, process_index=process, process_count=count)
 first = next(data)
 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * count, *x.shape[1:]), x.dtype), first)
 places = state_sharding(mesh, task, optimizer, shapes)[1]
@@ -60,6 +55,17 @@ def free_port() -> int:
 
 
 CONFIG = "from tests.training.tiny import get_config\n"
+ROWS_OF_EIGHT = """
+from jaxvid.config import call
+from jaxvid.data.pipeline import Bucket
+from tests.training.tiny import TinySource, get_config as base
+
+def get_config():
+    c = base()
+    c.stages.only.data.buckets = (call(Bucket, frames=2, height=4, width=4, batch=8),)
+    c.stages.only.held_out = call(TinySource, size=8)
+    return c
+"""
 
 
 def run(commands: list[list[str]], envs: list[dict[str, str]]) -> tuple[list, list[tuple[str, str]]]:
@@ -107,6 +113,30 @@ def test_the_command_on_two_processes_is_the_command(tmp_path):
         assert one == pytest.approx(two, rel=1e-4)
     assert alone[-1]["loss"] < alone[0]["loss"]
     assert "report.md" in said[0] and "report.md" not in said[1]
+
+
+def trained(folder: pathlib.Path, devices: int, *more: str) -> dict:
+    """What `jaxvid train` with so many simulated devices leaves in FOLDER/run."""
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    (folder / "toy.py").write_text(ROWS_OF_EIGHT)
+    command = [sys.executable, "-m", "jaxvid.cli.main", "train", f"--config={folder}/toy.py"]
+    command += [f"--workdir={folder}/run", *more]
+    [process], [(_, err)] = run([command], [env])
+    assert process.returncode == 0, err[-3000:]
+    return json.loads((folder / "run" / "only" / "done.json").read_text())
+
+
+def test_the_command_goes_on_with_fewer_devices(tmp_path):
+    """Eight devices, then two, then one, in one workdir: the numbers of a run that had one device all the time."""
+    steps = lambda n: ("--allow_config_change", f"--config.stages.only.train.steps={n}")
+    for folder in ("alone", "fewer"):
+        (tmp_path / folder).mkdir()
+    alone = trained(tmp_path / "alone", 1, *steps(15))
+    trained(tmp_path / "fewer", 8, *steps(5), "--config.mesh.fsdp=8", "--config.mesh.data=1")
+    trained(tmp_path / "fewer", 2, *steps(10), "--config.mesh.fsdp=2", "--config.mesh.data=1")
+    fewer = trained(tmp_path / "fewer", 1, *steps(15))
+    assert fewer["history"][-1] == pytest.approx(alone["history"][-1], rel=1e-4)
 
 
 def losses(count: int) -> list[list[float]]:
