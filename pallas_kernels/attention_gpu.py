@@ -288,19 +288,20 @@ class _Place:
 
         q, k = (other, mine) if work.by_keys else (mine, other)
         parts = [tiles.holds(work.mask, q + self.offset[0], k, spread)]
+        q, k = spread(q, k)
+        ahead = k - q  # in every comparison: the compiler finds no layout for what rows or columns say alone
         if work.q_len % (ROWS * WORKERS):
-            parts.append(spread(q, k)[0] < work.q_len)
+            parts.append(ahead > k - work.q_len)
         if work.k_len % (ROWS * WORKERS):
-            parts.append(spread(q, k)[1] < work.k_len)
+            parts.append(ahead < work.k_len - q)
         if work.segments:
             ids = (self.k_ids, self.q_ids) if work.by_keys else (self.q_ids, self.k_ids)
             row = load(ids[0].at[self.batch, pl.ds(self.base, ROWS)], layout=ROW, optimized=False)
             column = load(
                 ids[1].at[self.batch, pl.ds(index * work.tile, work.tile)], layout=COLUMN, optimized=False
             )
-            # told how to lie: where ids are all that hides, nothing else says it
-            row, column = (plgpu.layout_cast(ids, WIDE) for ids in wide(row, column))
-            parts.append(row == column)
+            row, column = wide(row, column)
+            parts.append(row - column + ahead == ahead)
         return functools.reduce(lambda a, b: b if a is None else a if b is None else a & b, parts)
 
     def product(self, a, b):

@@ -69,8 +69,8 @@ class Keys:
 
     def holds(self, q: Array, k: Array, spread: Spread) -> Array:
         q, k = spread(q, k)
-        k = k + (q - q)  # truth values are not broadcast everywhere, numbers are
-        return (k >= self.low) & (k < self.high)
+        ahead = k - q  # of both: what columns say alone is not broadcast everywhere
+        return (ahead >= self.low - q) & (ahead < self.high - q)
 
     def some_every(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array) -> tuple[Array, Array]:
         same = q_low == q_low
@@ -88,8 +88,8 @@ class Queries:
 
     def holds(self, q: Array, k: Array, spread: Spread) -> Array:
         q, k = spread(q, k)
-        q = q + (k - k)
-        return (q >= self.low) & (q < self.high)
+        behind = q - k
+        return (behind >= self.low - k) & (behind < self.high - k)
 
     def some_every(self, q_low: Array, q_high: Array, k_low: Array, k_high: Array) -> tuple[Array, Array]:
         same = k_low == k_low

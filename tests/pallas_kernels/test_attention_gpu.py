@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels import tiles
 from tests.pallas_kernels.test_attention_tpu import CAUSAL, MASKS, draw, oracle, pairs
 
 ON_HOPPER = getattr(jax.devices()[0], "compute_capability", None) == "9.0"
@@ -78,11 +79,26 @@ def test_exports_for_cuda(name, width):
     assert exported.mlir_module().count("mosaic_gpu_v2") == 3
 
 
+ALONE = {  # what hides speaks of rows alone or of columns alone, or of ids
+    "segments": (
+        128,
+        128,
+        {"q_ids": jnp.zeros((2, 128), jnp.int32), "k_ids": jnp.zeros((2, 128), jnp.int32)},
+    ),
+    "keys that do not fill a tile": (128, 64, {}),
+    "queries that do not fill a tile": (64, 128, {}),
+    "keys": (128, 128, {"mask": ((tiles.Keys(3, 70),),)}),
+    "queries": (128, 128, {"mask": ((tiles.Queries(3, 70),),)}),
+}
+
+
 @pytest.mark.parametrize("width", [64, 128])
-def test_exports_where_segments_are_all_that_hides(width):
-    """Windows that were sorted into a batch: whole tiles, no other mask."""
-    arrays, ids = draw(128, 128, width=width, batch=2, dtype=jnp.bfloat16), jnp.zeros((2, 128), jnp.int32)
-    loss = lambda *a: run(*a, interpret=False, q_ids=ids, k_ids=ids)[0].astype(jnp.float32).sum()
+@pytest.mark.parametrize("name", ALONE)
+def test_exports_where_nothing_else_hides(name, width):
+    """The compiler looks for layouts, and found none for a comparison of rows or of columns alone."""
+    q_len, k_len, options = ALONE[name]
+    arrays = draw(q_len, k_len, width=width, batch=2, dtype=jnp.bfloat16)
+    loss = lambda *a: run(*a, interpret=False, **options)[0].astype(jnp.float32).sum()
     allowed = [jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")]
     step = jax.jit(jax.grad(loss, (0, 1, 2)))
     exported = jax.export.export(step, platforms=["cuda"], disabled_checks=allowed)(*arrays)
