@@ -304,14 +304,18 @@ class _Place:
             parts.append(row - column + ahead == ahead)
         return functools.reduce(lambda a, b: b if a is None else a if b is None else a & b, parts)
 
-    def product(self, a, b):
-        """a b^T of two tiles in shared memory, [rows, tile] in float32."""
+    def product(self, a, b, start=None):
+        """start + a b^T of two tiles in shared memory, [rows, tile] in float32."""
+        across = b.transpose((1, 0))
+        if start is not None and not self.work.spill:
+            return pl.run_state(lambda ref: plgpu.wgmma(ref, a, across))(plgpu.ACC.init(start))
 
         def multiply(sums):
-            plgpu.wgmma(sums, a, b.transpose((1, 0)))
+            plgpu.wgmma(sums, a, across)
             return sums[...]
 
-        return pl.run_scoped(multiply, plgpu.ACC((ROWS, self.work.tile), jnp.float32))
+        sums = pl.run_scoped(multiply, plgpu.ACC((ROWS, self.work.tile), jnp.float32))
+        return sums if start is None else start + sums
 
     def add_product(self, sums, a, b):
         """sums + a b, with a in registers and b in shared memory."""
@@ -446,8 +450,9 @@ def _dkv_body(place, q, k, v, d_out, lse, delta, dk, dv):
             allowed = place.allowed(index) if careful else None
             p = p if allowed is None else jnp.where(allowed, p, 0.0)
             dv_acc = place.add_product(dv_acc, p, d_outs)
-            change = load(place.wait(3, slot), layout=COLUMN)
-            d_scores = p * (place.product(values, d_outs) - _spread(change, shape, 1))
+            # the sums begin with it: beside them it would not fit into registers
+            change = _spread(-load(place.wait(3, slot), layout=COLUMN), shape, 1)
+            d_scores = p * place.product(values, d_outs, change)
             return place.add_product(dk_acc, d_scores, queries), dv_acc
 
         dk_acc, dv_acc = place.over_tiles(tile, (place.zeros(), place.zeros()))

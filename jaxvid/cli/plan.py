@@ -133,7 +133,11 @@ class Outcome:
             begun, lowered = time.monotonic(), program.run.lower(*program.args)
             self.compiled, self.refused = compile_or_refuse(lowered)
             self.compile_seconds = time.monotonic() - begun
-            self.flops = count_flops(program.run, *program.args)
+        with (
+            tracing_for("cpu"),
+            spread(stage.mesh),
+        ):  # what plain JAX does: a kernel's loops do not say how often
+            self.flops = count_flops(inspect.unwrap(program.run), *program.args)
         self.traffic: dict[str, Any] = {}
         if self.compiled is None:  # what is held is known without it
             self.arguments, self.temporary, self.results = sum(program.held.values()), self.refused, 0
