@@ -10,6 +10,7 @@ its own, and not run.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import re
