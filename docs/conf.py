@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "backticks",
+    "docstrings",
     "commands",
 ]
 html_theme = "furo"
