@@ -32,7 +32,8 @@ def fade(
       times: those of F frames
       width: how long a change takes, in the same unit, half of it before the next caption begins
 
-    Rows are the captions, then RUNGS mixtures for each border. A place of the text that only one of two captions has is that one's, as much as the mixture has of it.
+    Rows are the captions, then RUNGS mixtures for each border. A place of the text that only one of two captions has
+    is that one's, as much as the mixture has of it.
     """
     starts, times = np.asarray(starts, np.float64), np.asarray(times, np.float64)
     if not width >= 0:
