@@ -37,7 +37,8 @@ default_role = "backticks"
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
-autodoc_default_options = {"members": True, "special-members": "__call__"}
+# what a package gathers from its modules is described there
+autodoc_default_options = {"members": True, "special-members": "__call__", "ignore-module-all": True}
 autodoc_typehints = "signature"
 python_display_short_literal_types = True
 python_use_unqualified_type_names = True
