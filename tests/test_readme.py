@@ -215,21 +215,12 @@ def reader(jaxvid, bundle, pipe, tmp_path, monkeypatch):  # noqa: F811
     return Reader(jaxvid)
 
 
-@pytest.fixture
-def notebook(monkeypatch):
-    """What `show` needs."""
-    display = types.ModuleType("IPython.display")
-    display.HTML = type("HTML", (str,), {})
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-
-
 def test_it_is_short_and_its_blocks_have_a_language():
     assert len(TEXT.splitlines()) < 150
     assert {language for language, _ in blocks()} == LANGUAGES
 
 
-def test_every_block_is_run_in_order(reader, notebook, tmp_path, capsys):
+def test_every_block_is_run_in_order(reader, tmp_path):
     names: dict = {}
     for language, text in blocks():
         if language == "python":
