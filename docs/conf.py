@@ -45,3 +45,13 @@ python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+napoleon_attr_annotations = False
+smartquotes = False  # -- is the beginning of an option
+
+# Other libraries' names lead nowhere, for the site is built without a network; names of ours have to be found.
+nitpick_ignore_regex = [
+    (
+        "py:.*",
+        r"(collections|flax|grain|jax|jaxlib|jaxtyping|ml_collections|mmap|np|numpy|optax|os|pathlib|re)\..*",
+    )
+]

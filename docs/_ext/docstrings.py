@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+ARRAY = re.compile(r"~?jaxlib\._jax\.Array")
+LINEN = re.compile(r"(?:, )?parent: [^=]*= <[^>]*>, name: str \| None = None\)")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):\s*$")
 
 
@@ -26,9 +28,18 @@ def preformatted(lines: list[str]) -> list[str]:
 
 
 def process(app, what, name, obj, options, lines):
+    if [line for line in lines if line] == ["Call self as a function."]:  # Python's own words
+        lines.clear()
     lines[:] = preformatted(lines)
 
 
+def shown(app, what, name, obj, options, signature, returned):
+    """Signatures without what Linen adds to every module's, and arrays under the name that they are known by."""
+    signature, returned = (text and ARRAY.sub("~jax.Array", text) for text in (signature, returned))
+    return signature and LINEN.sub(")", signature), returned
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", shown)
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon
     return {"parallel_read_safe": True, "version": "1"}
