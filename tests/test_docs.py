@@ -82,7 +82,11 @@ def test_the_gallery_shows_every_picture():
 
 
 def test_every_public_room_is_in_the_reference():
-    said = set(re.findall(r"^   ((?:jaxvid|pallas_kernels)[\w.]*)$", (DOCS / "reference" / "index.md").read_text(), re.M))
+    said = set(
+        re.findall(
+            r"^   ((?:jaxvid|pallas_kernels)[\w.]*)$", (DOCS / "reference" / "index.md").read_text(), re.M
+        )
+    )
     rooms = {f"jaxvid.{name}" for name in importlib.import_module("jaxvid")._ROOMS}
     assert rooms <= said
     assert all(importlib.util.find_spec(name) for name in said)

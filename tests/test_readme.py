@@ -64,7 +64,7 @@ def get_config():
             if "statistics" in stage:
                 stage.statistics = 4
                 stage.task.model = call(micro, base=4, mult=(1, 1, 1), temporal=(True, True), patch=2, z=4)
-                stage.task.update(weights=dict(structure=0.0), start=None)
+                stage.task.weights, stage.task.start = dict(structure=0.0), None
             else:
                 stage.codec = stage.codec if stage.codec in c.stages else {codec!r}
                 stage.serve.update(steps=2, seconds=1.0, window=8)
