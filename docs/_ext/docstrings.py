@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-ARRAY = re.compile(r"~?jaxlib\._jax\.Array")
+ARRAY = re.compile(r"~?(?:jax\.)?jaxlib\._jax\.Array")
 LINEN = re.compile(r"(?:, )?parent: [^=]*= <[^>]*>, name: str \| None = None\)")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):\s*$")
 
@@ -39,7 +39,13 @@ def shown(app, what, name, obj, options, signature, returned):
     return signature and LINEN.sub(")", signature), returned
 
 
+def left_out(app, what, name, obj, skip, options):
+    """Fields of named tuples, of which Python says no more than their number: the class speaks of them."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", left_out)
     app.connect("autodoc-process-signature", shown)
     app.connect("autodoc-process-docstring", process, priority=400)  # before napoleon
     return {"parallel_read_safe": True, "version": "1"}
