@@ -137,7 +137,7 @@ class Pipeline:
 
     @property
     def traits(self) -> frozenset[str]:
-        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
+        """What a method may ask of the model, see `jaxvid.sampling.methods.table`."""
         return traits_of(self.engine.model, self.serves)
 
     @property
@@ -147,7 +147,7 @@ class Pipeline:
 
     @property
     def seconds(self) -> dict[str, dict[str, float]]:
-        """Per stage: what compiling took in all, and what a unit (row, latent frame) takes once compiled."""
+        """What compiling each stage took in all, and what a unit (row, latent frame) takes once compiled."""
         compiling, steady = self.engine.executables.seconds, self.engine.steady
         return {
             stage: {"compile": took, "steady": steady.get(stage, float("nan"))}
@@ -156,7 +156,7 @@ class Pipeline:
 
     @property
     def latents(self):
-        """Those of the last run, float32 [B, F, h, w, C] as far as it came, or None: a failing writer loses nothing."""
+        """Those of the last run, float32 [B, F, h, w, C] as far as it came, or None. A failing writer loses nothing."""
         return np.concatenate(self._kept, 1) if self._kept else None
 
     # Making videos
