@@ -39,6 +39,7 @@ SMOKE = {
     "pallas_kernels/test_attention_gpu.py",
     "pallas_kernels/test_ssd_gpu.py",
     "sampling/test_sample.py",
+    "test_colab.py",
     "test_config.py",
     "test_import.py",
     "test_sharding.py",
