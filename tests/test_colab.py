@@ -44,7 +44,7 @@ changes = {
 """,
     "03_a_new_mixer_in_one_file": "steps, clips, frames, batch, width = 3, 4, 9, 2, 32",
     "04_a_minute_and_longer": """
-checkpoint, methods, seconds, hour, steps = "toy", ("rollout", "sliding"), 10, 10, 2
+checkpoint, methods, seconds, longer, steps = "toy", ("rollout", "sliding"), 10, 10, 2
 """,
     "05_many_devices": 'checkpoint, tokens, seconds, steps = "toy", 256, 2, 2',
 }
