@@ -67,18 +67,25 @@ def kernel(tmp_path, monkeypatch):
     about = {"argv": command, "display_name": "under test", "language": "python"}
     (spec / "kernel.json").write_text(json.dumps(about))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is what costs at this size
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     return spec.name
 
 
+@pytest.fixture(scope="module")
+def toy_model(tmp_path_factory):
+    """A bundle that samples at once."""
+    return toy_pipeline().save(tmp_path_factory.mktemp("model") / "toy")
+
+
 @pytest.fixture
-def desk(tmp_path):
-    """A folder to run in, with the checkout in it as a notebook finds it, and a model that samples at once."""
+def desk(tmp_path, toy_model):
+    """A folder to run in, with the checkout in it as a notebook finds it, and the toy."""
     folder = tmp_path / "desk"
     folder.mkdir()
     (folder / "checkout").symlink_to(ROOT, target_is_directory=True)
-    toy_pipeline().save(folder / "toy")
+    (folder / "toy").symlink_to(toy_model, target_is_directory=True)
     return folder
 
 

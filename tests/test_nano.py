@@ -30,10 +30,16 @@ def toy(minutes=3.0, seed=0, recipe=nano.get_config):
 def made(tmp_path_factory):
     """A run of a second, and the call that goes on with it."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nano, "get_config", toy)
-        first = nano.quickstart(1 / 60, workdir=folder)
-        return first, nano.quickstart(2 / 60, workdir=folder, prompt="a small red ring spins")
+    thorough = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is what costs here
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nano, "get_config", toy)
+            patch.setattr(nano, "use_compilation_cache", lambda: None)  # nothing goes to the home
+            first = nano.quickstart(1 / 60, workdir=folder)
+            return first, nano.quickstart(2 / 60, workdir=folder, prompt="a small red ring spins")
+    finally:
+        jax.config.update("jax_disable_most_optimizations", thorough)
 
 
 def test_the_name_is_public_and_is_the_function():
