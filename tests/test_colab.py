@@ -128,7 +128,8 @@ def test_runs_top_to_bottom(path, kernel, desk):
     }
     book.cells.insert(place + 1, nbformat.from_dict(toy))
     where = {"metadata": {"path": str(desk)}}
-    NotebookClient(book, timeout=900, kernel_name=kernel, resources=where).execute()
+    limits = {"timeout": 900, "startup_timeout": 300}  # seconds: a cell, and until the kernel answers
+    NotebookClient(book, kernel_name=kernel, resources=where, **limits).execute()
 
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     shown = [[output.data for output in cell.outputs if "data" in output] for cell in code]
