@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jaxvid.quickstart`: trains for the time given, shows what came of it, and goes on when it is called again."""
 
+import contextlib
+import io
+
 import jax
 import numpy as np
 import pytest
@@ -28,7 +31,7 @@ def toy(minutes=3.0, seed=0, recipe=nano.get_config):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run of a second, and the call that goes on with it."""
+    """A run of a second, the call that goes on with it, and what that says."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
     thorough = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is what costs here
@@ -37,7 +40,9 @@ def made(tmp_path_factory):
             patch.setattr(nano, "get_config", toy)
             patch.setattr(nano, "use_compilation_cache", lambda: None)  # nothing goes to the home
             first = nano.quickstart(1 / 60, workdir=folder)
-            return first, nano.quickstart(2 / 60, workdir=folder, prompt="a small red ring spins")
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                second = nano.quickstart(3 / 60, workdir=folder, prompt="a small red ring spins")
+            return first, second, said.getvalue()
     finally:
         jax.config.update("jax_disable_most_optimizations", thorough)
 
@@ -54,7 +59,7 @@ def test_the_recipe_is_checked_as_every_config_is():
 
 
 def test_it_leaves_a_run_that_loads_and_a_video(made):
-    first, _ = made
+    first, _, _ = made
     assert first.report["step"] >= 1 and first.workdir.is_dir()
     assert (
         first.video.frames.shape == (nano.FRAMES, 64, 64, 3) and first.video.recipe["prompt"] == nano.PROMPT
@@ -64,8 +69,9 @@ def test_it_leaves_a_run_that_loads_and_a_video(made):
 
 
 def test_called_with_more_minutes_it_goes_on(made):
-    first, second = made
-    assert second.report["step"] > first.report["step"]
+    first, second, said = made
+    assert f"continuing at step {first.report['step']}" in said and str(second.workdir) in said
+    assert second.report["step"] >= first.report["step"]
     assert second.video.recipe["prompt"] == "a small red ring spins"
     loaded = jaxvid.Pipeline.load(second.workdir).engine.params
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(second.pipeline.engine.params), strict=True):
@@ -73,7 +79,7 @@ def test_called_with_more_minutes_it_goes_on(made):
 
 
 def test_another_run_is_not_touched(made):
-    first, _ = made
+    first, _, _ = made
     before = (first.workdir / "config.json").read_text()
     with pytest.raises(InputError, match="holds another run.*another workdir"):
         nano.quickstart(1, workdir=first.workdir)
