@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "jaxvid.imports": "jaxvid",
     "jaxvid.exports": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
+    "jaxvid.nano": "jaxvid",
     "jaxvid.cli": "jaxvid",
     "jaxvid.__main__": "jaxvid.cli",
     "configs": "jaxvid",
