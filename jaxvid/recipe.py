@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvid.config import to_json
 from jaxvid.io.weights import flatten
 from jaxvid.types import InputError
 
@@ -39,10 +40,10 @@ def fingerprint(spec: Mapping[str, Any], params, variables) -> str:
     memory are told apart in a moment: it finds a model that was trained on or exchanged, not a single altered number.
     """
     said = {name: spec[name] for name in ("model", "vae", "process", "serves", "defaults", "text_length")}
-    hashed = hashlib.sha256(json.dumps(said, sort_keys=True, default=list).encode())
+    hashed = hashlib.sha256(to_json(said).encode())
     for tree in (params, variables):
         for name, leaf in sorted(flatten(tree).items()):
-            flat = leaf.reshape(-1)
+            flat = np.asarray(leaf).reshape(-1)  # of an array on disk, only the sampled values are read
             values = np.asarray(flat[:: -(-flat.size // SAMPLED) or 1], np.float32)
             hashed.update(f"{name} {list(leaf.shape)} ".encode() + values.astype("<f4").tobytes())
     return hashed.hexdigest()[:16]

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from jaxvid.sampling.methods.table import METHODS
 from jaxvid.studio.feed import Feed
-from jaxvid.studio.gallery import Gallery
+from jaxvid.studio.gallery import Gallery, Missing
 from jaxvid.studio.guard import Guard, read_json
 from jaxvid.studio.jobs import Jobs
 from jaxvid.types import InputError
@@ -50,7 +50,7 @@ class Studio:
         post = {"/api/jobs": self.ask, "/api/jobs/{number:int}/cancel": self.cancel}
         routes = [Route(path, answer) for path, answer in get.items()]
         routes += [Route(path, answer, methods=["POST"]) for path, answer in post.items()]
-        errors = {InputError: _complain, HTTPException: _http, KeyError: _missing}
+        errors = {InputError: _complain, HTTPException: _http, Missing: _missing}
         inner = Starlette(routes=routes, exception_handlers=errors, lifespan=self._life)
         self.app = Guard(inner, names, anywhere)
 
@@ -62,7 +62,10 @@ class Studio:
         await run_in_threadpool(self.jobs.close)
 
     async def page(self, request: Request) -> Response:
-        path = self._files[request.path_params.get("name", "index.html")]
+        name = request.path_params.get("name", "index.html")
+        if name not in self._files:
+            raise Missing(name)
+        path = self._files[name]
         kind = f"{KINDS[path.suffix]}; charset=utf-8"
         return Response(path.read_bytes(), headers={"content-type": kind, "cache-control": "no-cache"})
 

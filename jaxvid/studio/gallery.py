@@ -22,6 +22,10 @@ SHOWN = 500  # videos, the newest ones
 LARGEST_VERDICT = 4 << 20  # bytes of a file beside a video
 
 
+class Missing(LookupError):
+    """Nothing is there under a name, or a number, that was asked for."""
+
+
 class Gallery:
     """The .mp4 files in ``folder``; beside each, once it has been read, a .verdict.json with what the reader saw.
 
@@ -45,9 +49,9 @@ class Gallery:
         return [name for _, name in sorted(files, reverse=True)][:SHOWN]
 
     def path(self, name: str) -> pathlib.Path:
-        """Where a video lies. Raises KeyError for a name that is not there."""
+        """Where a video lies. Raises `Missing`."""
         if name not in self.names():
-            raise KeyError(name)
+            raise Missing(name)
         return self.folder / name
 
     def new_path(self, text: str, seed: int) -> pathlib.Path:
@@ -134,7 +138,7 @@ def jpeg(frame, side: int = 320) -> bytes:
 
     image, file = Image.fromarray(frame), io.BytesIO()
     image.thumbnail((side, side))
-    image.save(file, "JPEG", quality=88)
+    image.save(file, "JPEG", quality=90, subsampling=0)
     return file.getvalue()
 
 

@@ -17,7 +17,7 @@ from jaxvid.io.video_file import VideoWriter
 from jaxvid.recipe import check_recipe
 from jaxvid.run import Event, Run
 from jaxvid.studio.asked import prepare
-from jaxvid.studio.gallery import Gallery, jpeg, shown
+from jaxvid.studio.gallery import Gallery, Missing, jpeg, shown
 from jaxvid.types import InputError
 
 WAITING = 20  # runs in the queue
@@ -112,8 +112,10 @@ class Jobs:
         return job
 
     def cancel(self, number: int) -> Job:
-        """Asks a run to end; a waiting one ends at once, a running one after its step. Raises KeyError."""
+        """Asks a run to end; a waiting one ends at once, a running one after its step. Raises `Missing`."""
         with self._lock:
+            if number not in self._jobs:
+                raise Missing(number)
             job = self._jobs[number]
             job.stop.set()
             if job.status == "waiting":

@@ -30,16 +30,17 @@ export class Editor {
     this.place();
   }
 
-  /** Splits the longest segment in its middle. */
+  /** A further segment takes the second half of the last one; where that is too short, there is more room to be given. */
   add() {
-    const length = (i) => (this.story[i + 1]?.[0] ?? this.seconds) - this.story[i][0];
-    let longest = 0;
-    for (let i = 1; i < this.story.length; i++) if (length(i) >= length(longest)) longest = i;
-    if (length(longest) < 2 * SHORTEST) return;
-    const at = round(this.story[longest][0] + length(longest) / 2);
-    this.story.splice(longest + 1, 0, [at, ""]);
+    const last = this.story.length - 1;
+    const at = round((this.story[last][0] + this.seconds) / 2);
+    if (at - this.story[last][0] < SHORTEST || this.seconds - at < SHORTEST) {
+      by("error").textContent = "There is no room for a further segment; give the video more seconds, or move the last one.";
+      return;
+    }
+    this.story.push([at, ""]);
     this.build();
-    this.lines.children[longest + 1].querySelector(".text").focus();
+    this.lines.children[last + 1].querySelector(".text").focus();
     this.changed();
   }
 

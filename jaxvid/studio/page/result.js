@@ -42,10 +42,15 @@ export class Result {
   preview({ job, number, every, jpeg }) {
     if (job !== this.job || !jpeg) return;
     const source = `data:image/jpeg;base64,${jpeg}`;
-    const picture = make("img", { src: source, alt: "" });
-    picture.style.left = percent(number * every, this.seconds);
-    picture.style.width = percent(every, this.seconds);
-    by("film").append(picture);
+    const film = by("film");
+    // each at least as wide as the strip is high, so that it is not cut to a sliver
+    const apart = Math.max(1, Math.ceil((36 * this.seconds) / (every * by("watched").clientWidth)));
+    if (number % apart === 0) {
+      const picture = make("img", { src: source, alt: "" });
+      picture.style.left = percent(number * every, this.seconds);
+      picture.style.width = percent(Math.min(every * apart, this.seconds - number * every), this.seconds);
+      film.append(picture);
+    }
     this.still.src = source;
     this.still.alt = `The frame at ${clock((number + 0.5) * every)}`;
     this.still.hidden = false;
@@ -121,7 +126,7 @@ export class Result {
     by("verdict").hidden = by("detail").hidden = false;
     const rows = Object.entries(found.accuracy).filter(([name]) => name !== "all");
     const said = rows.map(([name, row]) => `${name} ${Math.round(100 * row.accuracy)} %`).join(", ");
-    by("score").textContent = said ? `Right, over all seconds that are scored: ${said}.` : "";
+    by("score").textContent = said ? `A bar is the share that the reader found right in its second; in all: ${said}.` : "";
     this.follow(this.video.currentTime || 0);
   }
 

@@ -68,7 +68,7 @@ function kept() {
 
 function chooseMethod(values = {}) {
   const method = model.methods.find((one) => one.name === by("method").value);
-  by("method-says").textContent = `${method.summary}.`;
+  by("method-says").textContent = `${method.summary.replaceAll("`", "")}.`;
   const fields = Object.entries(method.options).map(([name, value]) => {
     const field = make("input", { type: "text", name, placeholder: String(value ?? ""), value: values[name] ?? "", autocomplete: "off" });
     return make("label", {}, name.replaceAll("_", " "), field);
@@ -85,7 +85,7 @@ function heard(jobs) {
   if (followed === null && going && !result.name) followed = going.number; // a page that came, or came again
   const watched = mine ?? jobs.find((job) => job.number === followed);
   if (!watched) return;
-  if (isOpen(watched)) return result.showJob(watched);
+  if (isOpen(watched) && !watched.file) return result.showJob(watched);
   followed = null;
   if (watched.status === "cancelled") result.ended("The run was cancelled; no video was written.");
   if (watched.status === "failed") result.ended(watched.error);
