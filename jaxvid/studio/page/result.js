@@ -32,7 +32,6 @@ export class Result {
 
   /** A run that waits or goes on; its pictures come by `preview`. */
   showJob(job) {
-    if (this.job === job.number) return;
     this.clear(`Run ${job.number}`);
     this.job = job.number;
     this.tell(job.asked.story, job.asked.seconds);
@@ -45,8 +44,9 @@ export class Result {
     const film = by("film");
     // each at least as wide as the strip is high, so that it is not cut to a sliver
     const apart = Math.max(1, Math.ceil((36 * this.seconds) / (every * by("watched").clientWidth)));
-    if (number % apart === 0) {
+    if (number % apart === 0 && !film.querySelector(`[data-number="${number}"]`)) {
       const picture = make("img", { src: source, alt: "" });
+      picture.dataset.number = number;
       picture.style.left = percent(number * every, this.seconds);
       picture.style.width = percent(Math.min(every * apart, this.seconds - number * every), this.seconds);
       film.append(picture);

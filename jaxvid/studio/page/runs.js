@@ -9,8 +9,10 @@ const WORDS = { waiting: "waits for its turn", running: "begins", reading: "the 
 export const isOpen = (job) => OPEN.includes(job.status);
 
 export class Runs {
-  constructor(complain) {
+  /** `watch(job)` when one is to be looked at, `complain(text)` when it cannot be ended. */
+  constructor(watch, complain) {
     this.rows = new Map();
+    this.watch = watch;
     this.complain = complain;
   }
 
@@ -28,7 +30,9 @@ export class Runs {
   }
 
   add(job) {
-    const said = make("span", { className: "said", textContent: `${inShort(job.asked.story)}, ${clock(job.asked.seconds)}` });
+    const words = `${inShort(job.asked.story)}, ${clock(job.asked.seconds)}`;
+    const said = make("button", { type: "button", className: "said", textContent: words, title: "Watch this run" });
+    said.addEventListener("click", () => this.watch(job));
     const cancel = make("button", { type: "button", className: "cancel", textContent: "Cancel" });
     cancel.setAttribute("aria-label", `Cancel run ${job.number}`);
     cancel.addEventListener("click", () => {

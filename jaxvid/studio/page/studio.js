@@ -15,17 +15,26 @@ const complain = (text) => {
 
 const editor = new Editor(keep);
 const result = new Result();
-const runs = new Runs(complain);
+const runs = new Runs(watch, complain);
 const gallery = new Gallery(show, write);
 let model = null;
 let followed = null; // the run whose video is to be shown when it is done
 let heardLast = [];
+const pictures = new Map(); // of runs that go on, as they came
 
 function show(entry) {
   followed = null;
   gallery.mark(entry.name);
   result.showVideo(entry);
   by("result").scrollIntoView({ block: "nearest" });
+}
+
+/** Looks at a run that waits or goes on, from its beginning. */
+function watch(job) {
+  followed = job.number;
+  gallery.mark(null);
+  result.showJob(job);
+  for (const picture of pictures.get(job.number) ?? []) result.preview(picture);
 }
 
 /** Fills the form with a story and how it was made. */
@@ -80,12 +89,16 @@ function chooseMethod(values = {}) {
 function heard(jobs) {
   heardLast = jobs;
   runs.show(jobs);
+  for (const job of jobs) if (!isOpen(job)) pictures.delete(job.number);
   const mine = jobs.find((job) => job.number === followed);
   const going = jobs.find((job) => job.status === "running");
   if (followed === null && going && !result.name) followed = going.number; // a page that came, or came again
   const watched = mine ?? jobs.find((job) => job.number === followed);
   if (!watched) return;
-  if (isOpen(watched) && !watched.file) return result.showJob(watched);
+  if (isOpen(watched) && !watched.file) {
+    if (result.job !== watched.number) watch(watched);
+    return;
+  }
   followed = null;
   if (watched.status === "cancelled") result.ended("The run was cancelled; no video was written.");
   if (watched.status === "failed") result.ended(watched.error);
@@ -102,7 +115,11 @@ function listen() {
     if (now !== ended) gallery.refresh();
     ended = now;
   });
-  events.addEventListener("preview", (event) => result.preview(JSON.parse(event.data)));
+  events.addEventListener("preview", (event) => {
+    const picture = JSON.parse(event.data);
+    pictures.set(picture.job, [...(pictures.get(picture.job) ?? []), picture]);
+    result.preview(picture);
+  });
   events.addEventListener("open", () => { by("connection").textContent = ""; });
   events.addEventListener("error", () => { by("connection").textContent = "No connection; trying again."; });
 }
@@ -139,9 +156,7 @@ by("form").addEventListener("submit", async (event) => {
   by("make").disabled = true;
   try {
     const job = await post("/api/jobs", asked());
-    followed = job.number;
-    gallery.mark(null);
-    result.showJob(job);
+    watch(job);
     heard(heardLast); // it may be over already
   } catch (error) {
     complain(error.message);
