@@ -27,7 +27,7 @@ from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
 from jaxvid.pixels import read_clip, read_images, read_mask, read_picture
-from jaxvid.recipe import fingerprint, given_files
+from jaxvid.recipe import fingerprint, given_files, path_text
 from jaxvid.request import make_request
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
@@ -158,7 +158,8 @@ class Pipeline:
         """Everything that is needed to make video ``number`` of a run again, as plain data: the request, what was given
         to it, the checkpoint and where it was made. `jaxvid recipe` makes a command of it."""
         recipe = run.request.recipe(number) | ({"given": dict(run.files)} if run.files else {})
-        recipe["checkpoint"] = {"path": self.source, "fingerprint": self.fingerprint}
+        source = None if self.source is None else path_text(self.source)
+        recipe["checkpoint"] = {"path": source, "fingerprint": self.fingerprint}
         recipe["made_on"] = {"jax": jax.__version__, "device": jax.devices()[0].platform}
         if self.engine.mesh is not None:
             shape = self.engine.mesh.shape

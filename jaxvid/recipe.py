@@ -62,10 +62,15 @@ def _file(value) -> dict[str, Any]:
         return {"path": None}
     path = pathlib.Path(value)
     if not path.is_file():
-        return {"path": str(path)}  # reading it will say what is wrong
+        return {"path": path_text(path)}  # reading it will say what is wrong
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": digest}
+    return {"path": path_text(path), "bytes": path.stat().st_size, "sha256": digest}
+
+
+def path_text(path: str | os.PathLike) -> str:
+    """A path as text that every file can hold, whatever bytes are in it."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 # And out of one

@@ -37,13 +37,14 @@ class Gallery:
         self._reading = threading.Lock()
 
     def names(self) -> list[str]:
-        """Of all videos, the newest first. Links and hidden files are none of ours."""
+        """Of all videos, the newest first. Links, hidden files and names that cannot be shown are none of ours."""
         with os.scandir(self.folder) as found:
             files = [
                 (one.stat(follow_symlinks=False).st_mtime_ns, one.name)
                 for one in found
                 if one.name.lower().endswith(".mp4")
                 and not one.name.startswith(".")
+                and one.name.isprintable()
                 and one.is_file(follow_symlinks=False)
             ]
         return [name for _, name in sorted(files, reverse=True)][:SHOWN]

@@ -36,6 +36,7 @@ class Job:
     """A run and how far it is.
 
     status    'waiting', 'running', 'reading' (the file is there, the reader looks at it), 'done', 'cancelled', 'failed'
+    asked     the part of its recipe that a page shows
     stages    {name: {'done', 'total', 'unit', 'note', 'left': seconds or None}}
     previews  {number: JPEG as base64}, each standing for `every` seconds
     """
@@ -43,6 +44,7 @@ class Job:
     number: int
     run: Run
     recipe: dict[str, Any]
+    asked: dict[str, Any]
     status: str = "waiting"
     stages: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     error: str = ""
@@ -57,10 +59,8 @@ class Job:
 
     def told(self) -> dict[str, Any]:
         """What a page is told of it, as plain data."""
-        asked = shown(check_recipe(self.recipe, "this run"))
-        names = ("number", "status", "error", "file", "every")
+        names = ("number", "asked", "status", "error", "file", "every")
         return {name: getattr(self, name) for name in names} | {
-            "asked": asked,
             "stages": dict(self.stages),  # others read while the worker writes
             "stopping": self.stop.is_set() and self.status in OPEN,
         }
@@ -99,10 +99,11 @@ class Jobs:
         """Puts a run into the queue. Raises `InputError`."""
         run = prepare(self.pipe, body)
         recipe = self.pipe.recipe(run)
+        asked = shown(check_recipe(recipe, "this run"))
         with self._lock:
             if sum(job.status in OPEN for job in self._jobs.values()) >= WAITING:
                 raise InputError(f"{WAITING} videos are waiting already; wait for one, or cancel one")
-            job = Job(next(self._numbers), run, recipe)
+            job = Job(next(self._numbers), run, recipe, asked)
             self._jobs[job.number] = job
             ended = [number for number, old in self._jobs.items() if old.status not in OPEN]
             for number in ended[:-REMEMBERED]:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+import httpx2
 import pytest
 import uvicorn
 
@@ -66,7 +67,8 @@ class Events:
         self._thread.start()
 
     def _read(self):
-        with self._client.stream("GET", "/api/events", timeout=30) as response:
+        gone = contextlib.suppress(httpx2.HTTPError, OSError)  # the client may be closed first
+        with gone, self._client.stream("GET", "/api/events", timeout=30) as response:
             assert response.headers["content-type"] == "text/event-stream"
             kind = ""
             for line in response.iter_lines():

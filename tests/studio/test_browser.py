@@ -19,9 +19,12 @@ FLAGS = (
 RED = "a large red circle stays still on a white background"
 BLUE = "a large blue square stays still on a white background"
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install playwright"
+)
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium (Debian), chromium-browser (Ubuntu)"
+    CHROMIUM is None,
+    reason="no Chromium is installed: apt-get install chromium (Debian), chromium-browser (Ubuntu)",
 )
 
 
@@ -166,7 +169,9 @@ def test_a_hostile_file_is_text_and_no_page(browser, toy, tmp_path):
     from jaxvid.io.video_file import save_video
 
     recipe = toy.recipe(toy.prepare("<img src=x onerror=alert(1)><script>alert(2)</script>", seconds=1))
-    save_video(tmp_path / "x'\"<b>.mp4", np.zeros((8, 16, 16, 3), np.uint8), 8, json.loads(json.dumps(recipe)))
+    save_video(
+        tmp_path / "x'\"<b>.mp4", np.zeros((8, 16, 16, 3), np.uint8), 8, json.loads(json.dumps(recipe))
+    )
     with serving(toy, tmp_path) as (address, _), opened(browser, address) as page:
         page.on("dialog", lambda dialog: pytest.fail("a script ran"))
         page.click("#cards .open")

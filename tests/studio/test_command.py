@@ -56,7 +56,14 @@ def test_a_port_that_is_taken():
 
 @pytest.mark.parametrize(
     "host, at_home",
-    [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+    ],
 )
 def test_what_is_loopback(host, at_home):
     assert is_loopback(host) == at_home
