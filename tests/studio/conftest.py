@@ -44,11 +44,11 @@ def serving(pipe, folder, **more):
         finally:
             studio.feed.close()
             server.should_exit = True
-            thread.join(60)
+            thread.join(300)
             assert not thread.is_alive()
 
 
-def until(true, seconds=120):
+def until(true, seconds=300):
     """Waits for something to become true, and returns it."""
     end = time.monotonic() + seconds
     while not (found := true()):
@@ -68,7 +68,7 @@ class Events:
 
     def _read(self):
         gone = contextlib.suppress(httpx2.HTTPError, OSError)  # the client may be closed first
-        with gone, self._client.stream("GET", "/api/events", timeout=30) as response:
+        with gone, self._client.stream("GET", "/api/events", timeout=300) as response:
             assert response.headers["content-type"] == "text/event-stream"
             kind = ""
             for line in response.iter_lines():

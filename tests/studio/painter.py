@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline that paints instead of sampling: around a real one, which still checks and tells what is asked of it."""
+"""Pipelines around a real one, which still checks and tells what is asked: one that pauses, one that paints."""
 
+import contextlib
 import threading
+import time
 
 import numpy as np
 
@@ -9,6 +11,22 @@ from jaxvid.data.shapes import parse, render, story_scene
 from jaxvid.run import Event
 
 STEPS = 6
+
+
+class Slow:
+    """The same, with a pause after every event: time for a person, or a test, to step in."""
+
+    def __init__(self, pipe, pause: float):
+        self.pipe, self.pause = pipe, pause
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+    def events(self, run):
+        with contextlib.closing(self.pipe.events(run)) as events:
+            for event in events:
+                time.sleep(self.pause)
+                yield event
 
 
 class Painter:

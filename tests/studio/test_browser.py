@@ -10,6 +10,7 @@ import pytest
 
 from jaxvid.io.video_file import read_metadata
 from tests.studio.conftest import of_size, serving, until
+from tests.studio.painter import Slow
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 FLAGS = (
@@ -30,7 +31,10 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def toy():
-    return of_size(16, 8)
+    """Compiled for what the tests ask, so that a page waits for steps only."""
+    pipe = of_size(16, 8)
+    pipe(story=[(0, RED), (2, BLUE)], seconds=4)
+    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def opened(browser, address, **options):
 
 def comes(page, expression):
     """Waits until JavaScript is true; from here, since the page's own policy forbids it to evaluate text."""
-    return until(lambda: page.evaluate(f"Boolean({expression})"), 300)
+    return until(lambda: page.evaluate(f"Boolean({expression})"))
 
 
 def type_story(page, seconds, *texts):
@@ -104,13 +108,13 @@ def test_a_story_is_typed_watched_played_and_found_again(browser, toy, tmp_path)
 
 
 def test_a_run_is_found_again_by_a_reload_and_cancelled(browser, toy, tmp_path):
-    with serving(toy, tmp_path) as (address, studio), opened(browser, address) as page:
-        type_story(page, 4, RED)
+    with serving(Slow(toy, 1.0), tmp_path) as (address, studio), opened(browser, address) as page:
+        type_story(page, 4, RED, BLUE)
         page.click("details summary")
-        page.fill("#steps", "1000")
+        page.fill("#steps", "60")
         page.click("#make")
         done = lambda: studio.jobs.snapshot()[0][1][0]["stages"].get("sample", {}).get("done", 0)
-        until(lambda: done() > 2, 300)
+        until(lambda: done() > 2)
         page.reload()
         page.wait_for_selector("#runs progress")
         comes(page, "document.querySelector('#runs progress').value > 0")
@@ -119,7 +123,7 @@ def test_a_run_is_found_again_by_a_reload_and_cancelled(browser, toy, tmp_path):
         comes(page, "document.querySelector('#nothing').textContent.includes('cancelled')")
         assert page.locator("#runs li").count() == 0
         assert studio.jobs.snapshot()[0][1][0]["status"] == "cancelled"
-        assert 2 < done() < 1000
+        assert 2 < done() < 60
         assert list(tmp_path.iterdir()) == []
 
 

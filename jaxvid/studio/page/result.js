@@ -14,14 +14,14 @@ export class Result {
     this.video = by("video");
     this.still = by("still");
     const follow = () => this.follow(this.video.currentTime);
+    const tick = () => {
+      follow();
+      if (!this.video.paused) requestAnimationFrame(tick);
+    };
+    this.video.addEventListener("play", tick);
     this.video.addEventListener("seeked", follow);
     this.video.addEventListener("loadedmetadata", () => this.crisp(this.video, this.video.videoWidth));
     this.still.addEventListener("load", () => this.crisp(this.still, this.still.naturalWidth));
-    const tick = () => {
-      if (!this.video.paused) follow();
-      requestAnimationFrame(tick);
-    };
-    tick();
     this.strip();
     new ResizeObserver(() => drawRuler(by("told-ruler"), this.seconds)).observe(by("watched"));
   }
