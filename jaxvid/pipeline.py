@@ -161,6 +161,8 @@ class Pipeline:
         source = None if self.source is None else path_text(self.source)
         recipe["checkpoint"] = {"path": source, "fingerprint": self.fingerprint}
         recipe["made_on"] = {"jax": jax.__version__, "device": jax.devices()[0].platform}
+        if run.request.batch > 1:
+            recipe["beside"] = run.request.batch - 1
         if self.engine.mesh is not None:
             shape = self.engine.mesh.shape
             recipe["mesh"] = ",".join(f"{axis}={size}" for axis, size in shape.items())

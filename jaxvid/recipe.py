@@ -275,6 +275,7 @@ FIELDS = {
     "negative": _text,
     "seed": _whole,
     "steps": _whole,
+    "beside": _whole,  # videos of the same batch
     "size": _pair(_whole),
     "guidance_interval": _pair(_number),
     "options": _options,

@@ -50,6 +50,8 @@ def doubts(recipe, checkpoint: str | None = None) -> Iterator[str]:
     if there is not None and there != here:
         was, now = (f"jax {one['jax']} on {one['device']}" for one in (there, here))
         yield f"it was made with {was}, and this is {now}; sums may be rounded otherwise"
+    if recipe.get("beside"):
+        yield f"it was made beside {recipe['beside']} more at once; alone, sums may be rounded otherwise"
     yield from _of_checkpoint(recipe.get("checkpoint"), checkpoint)
     given = recipe.get("given", {})
     for file in [given[name] for name in FILES if name in given] + [f for _, f in given.get("images", ())]:

