@@ -18,7 +18,8 @@ from jaxvid.training.distill import MatchingTask
 def get_config():
     c = student()
     c.order = ("matching",)
-    del c.stages["consistency"]
+    for other in ("progressive", "consistency"):
+        del c.stages[other]
     s, old = c.stages.matching, c.stages.matching.task
     s.init = "runs/shapes_causal"
     s.data.buckets = (call(Bucket, frames=61, height=64, width=64, batch=8, weight=1.0, clips=512),)

@@ -13,7 +13,7 @@ stage's `init` (the student's) and `teacher`: `origins` says into which part of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxvid.diffusion.context import teacher_forced
-from jaxvid.diffusion.guidance import classifier_free, doubled
 from jaxvid.diffusion.levels import Density, Levels, OnePerClip
 from jaxvid.diffusion.matching import matching_loss, pseudo_huber
 from jaxvid.diffusion.process import Process
@@ -29,8 +28,17 @@ from jaxvid.diffusion.schedule import add_noise, over_frames
 from jaxvid.sampling.own_rollout import Voices, own_rollout
 from jaxvid.sampling.plan import time_table
 from jaxvid.sampling.solvers import move
+from jaxvid.training.students import (
+    check_lags,
+    draw_conditions,
+    draw_rungs,
+    fresh_variables,
+    guided,
+    masked_mean,
+    network_of,
+)
 from jaxvid.training.task import Batch, Variables
-from jaxvid.types import Array, Cond, Denoiser, InputError, Network, Video
+from jaxvid.types import Array, Cond, Denoiser, InputError, Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,27 +74,24 @@ class ConsistencyTask:
 
     def __post_init__(self):
         time_table(self.steps, self.shift)
-        if not self.lags or min(self.lags) < 0:
-            raise InputError(
-                f"lags={self.lags}: whole numbers of rungs, 0 or more, and one at least; give (0,)"
-            )
+        check_lags(self.lags)
         if not self.corner > 0:
             raise InputError(
                 f"corner={self.corner}: the loss is round near 0 over a positive width; give 0.01"
             )
 
     def init(self, key: Array, batch: Batch) -> Variables:
-        variables = _fresh(self.model, key, batch)
+        variables = fresh_variables(self.model, key, batch)
         return {**variables, "teacher": nn.unbox(variables["params"])}
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         video, cond = batch
         rung, eps, draw = jax.random.split(key, 3)
         x0, shape = jnp.asarray(video.x, jnp.float32), video.x.shape[:2]
-        cond, held, scored = _conditions(self.given, draw, video, cond)
+        cond, held, scored = draw_conditions(self.given, draw, video, cond)
 
         def speaks(params: Any) -> Network:
-            network = _network(self.model, params)
+            network = network_of(self.model, params)
             if not self.teacher:
                 return network
 
@@ -99,28 +104,21 @@ class ConsistencyTask:
             return behind
 
         times = jnp.asarray(time_table(self.steps, self.shift))
-        n = self.rungs(rung, *shape)
+        n = draw_rungs(rung, *shape, self.steps, self.lags)
         moves = (n >= 1) & (n <= self.steps)
         scored &= moves
         t, below = (jnp.where(held, 0.0, times[k]) for k in (n, n + moves))
         x = add_noise(self.process.schedule, x0, self.process.noise(eps, x0), t)
-        guide = _guided(self.process, speaks(variables["teacher"]), cond, self.guidance)
+        guide = guided(self.process, speaks(variables["teacher"]), cond, self.guidance)
         lower = move(self.process.schedule, x, guide(x, t)[0], t, below)
         told = {**cond, "drop": jnp.zeros(shape[0], bool)}
         still = self.process.denoiser(speaks(jax.lax.stop_gradient(variables["params"])), told)
         goal = jnp.where(over_frames(below == 0, x), lower, still(lower, below)[0])
         guess = self.process.denoiser(speaks(variables["params"]), told)(x, t)[0]
         off = jnp.where(over_frames(scored, x), guess - jax.lax.stop_gradient(goal), 0)
-        metrics = {"mse": _mean(jnp.square(off), scored)}
-        loss = _mean(pseudo_huber(off, self.corner), scored)
+        metrics = {"mse": masked_mean(jnp.square(off), scored)}
+        loss = masked_mean(pseudo_huber(off, self.corner), scored)
         return loss, jax.lax.stop_gradient({"loss": loss, **metrics})
-
-    def rungs(self, key: Array, batch: int, frames: int) -> Array:
-        """Rungs int32 [B, F] at a row of a staircase: 0 not begun, 1 to `steps` on its way, `steps` + 1 done."""
-        which, row = jax.random.split(key)
-        lag = jax.random.choice(which, jnp.asarray(self.lags), (batch, 1))
-        n = jax.random.randint(row, (batch, 1), 1, self.steps + 1 + lag * (frames - 1))
-        return jnp.clip(n - lag * jnp.arange(frames)[None], 0, self.steps + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +172,14 @@ class MatchingTask:
 
     def init(self, key: Array, batch: Batch) -> Variables:
         one, other = jax.random.split(key)
-        student, judge = _fresh(self.model, one, batch), _fresh(self.judge, other, batch)
+        student, judge = fresh_variables(self.model, one, batch), fresh_variables(self.judge, other, batch)
         params = {"student": student.pop("params"), "critic": judge["params"]}
         return {**student, "params": params, "teacher": nn.unbox(judge["params"])}
 
     def loss(self, variables: Variables, batch: Batch, key: Array) -> tuple[Array, dict[str, Array]]:
         video, cond = batch
         draw, turn, last, noise, levels, eps = jax.random.split(key, 6)
-        cond, held, scored = _conditions(self.given, draw, video, cond)
+        cond, held, scored = draw_conditions(self.given, draw, video, cond)
         told = {**cond, "drop": jnp.zeros(held.shape[0], bool)}
         params, still = variables["params"], jax.lax.stop_gradient(variables["params"])
         last = jax.random.randint(last, (), 1, self.steps + 1)
@@ -195,13 +193,13 @@ class MatchingTask:
             x = make(params["student"])
             seen = jax.lax.stop_gradient(x)
             noisy = add_noise(self.process.schedule, seen, self.process.noise(eps, x), t)
-            real = _guided(self.process, _network(self.judge, variables["teacher"]), cond, self.guidance)
-            fake = self.process.denoiser(_network(self.judge, still["critic"]), told)
+            real = guided(self.process, network_of(self.judge, variables["teacher"]), cond, self.guidance)
+            fake = self.process.denoiser(network_of(self.judge, still["critic"]), told)
             return matching_loss(x, real(noisy, t)[0], fake(noisy, t)[0], scored)
 
         def learn_critic(_: None) -> Array:
             made = video.replace(x=make(still["student"]))
-            network = _network(self.judge, params["critic"])
+            network = network_of(self.judge, params["critic"])
             return self.process.loss(network, made, told, t, weight, eps)[0]
 
         students = jax.random.uniform(turn) * self.every < 1
@@ -232,7 +230,7 @@ class MatchingTask:
             clean = {**here, "given": jnp.ones_like(here["given"])}
 
             def says(params: Any, cond: Cond) -> Denoiser:
-                return self.process.denoiser(_network(self.model, params), cond)
+                return self.process.denoiser(network_of(self.model, params), cond)
 
             return Voices(says(student, here), says(frozen, here), says(frozen, clean))
 
@@ -241,37 +239,3 @@ class MatchingTask:
         process = {"schedule": self.process.schedule, "common": self.process.common}
         options = {"block": block, "memory": memory, **process}
         return own_rollout(voices, times, last, keys, value, given, **options)
-
-
-def _fresh(model: nn.Module, key: Array, batch: Batch) -> dict[str, Any]:
-    video, cond = batch
-    level = jnp.zeros(video.x.shape[:2], jnp.float32)
-    drop = jnp.zeros(video.x.shape[0], bool)
-    return dict(model.init(key, video.x, level, {**cond, "drop": drop}))
-
-
-def _network(model: nn.Module, params: Any) -> Network:
-    def network(x: Array, t: Array, cond: Cond, memory: Any = None) -> tuple[Array, Any]:
-        return model.apply({"params": params}, x, t, cond, memory)  # type: ignore[return-value]
-
-    return network
-
-
-def _guided(process: Process, network: Network, cond: Cond, scale: float) -> Denoiser:
-    """A teacher's guided answer; at scale 1 it is asked once."""
-    if scale == 1:
-        return process.denoiser(network, cond)
-    return classifier_free(doubled(process, network, cond), scale)
-
-
-def _conditions(
-    given: Callable[..., Any] | None, key: Array, video: Video, cond: Mapping[str, Array]
-) -> tuple[dict[str, Array], Array, Array]:
-    """(conditions with `given`, which frames are given, which are scored: bool [B, T] both)."""
-    held = jnp.zeros(video.x.shape[:2], bool) if given is None else given(key, *video.x.shape[:2]) & video.ok
-    return {**cond, "given": held}, held, video.ok & ~held
-
-
-def _mean(values: Array, scored: Array) -> Array:
-    inside = jnp.broadcast_to(over_frames(scored, values), values.shape)
-    return jnp.sum(jnp.where(inside, values, 0)) / jnp.maximum(jnp.sum(inside), 1)

@@ -14,6 +14,8 @@ from jaxvid.diffusion.schedule import over_frames
 from jaxvid.sampling.plan import make_level_plan
 from jaxvid.training.distill import ConsistencyTask, MatchingTask
 from jaxvid.training.optimizer import adamw, parts
+from jaxvid.training.progressive import ProgressiveTask
+from jaxvid.training.students import draw_rungs
 from jaxvid.types import InputError, Video
 
 MEAN, SPREAD, SHAPE = 0.8, 0.5, (64, 3, 2, 1, 2)
@@ -72,15 +74,15 @@ def test_rungs_are_those_of_a_staircase():
     """Every row of the sampler's staircase is drawn, with what moves in it, and nothing else."""
     steps, frames = 4, 5
     for lag in (0, 1, 3):
-        task = ConsistencyTask(Known(), PROCESS, steps=steps, lags=(lag,))
-        drawn = {tuple(map(int, row)) for row in task.rungs(jax.random.key(3), 2000, frames)}
+        drawn = {tuple(map(int, row)) for row in draw_rungs(jax.random.key(3), 2000, frames, steps, (lag,))}
         plan = make_level_plan(frames, steps, lag)
         assert drawn == {tuple(map(int, row)) for row in plan.k}
 
 
-def test_frames_that_have_not_begun_or_are_done_are_not_scored():
+@pytest.mark.parametrize("kind", [ConsistencyTask, ProgressiveTask])
+def test_frames_that_have_not_begun_or_are_done_are_not_scored(kind):
     """Three frames, one on its way at a time: what the others hold changes nothing for a network that does not mix them."""
-    task = ConsistencyTask(Known(), PROCESS, steps=2, shift=1.0, guidance=1.0, lags=(2,))
+    task = kind(Known(), PROCESS, steps=2, shift=1.0, guidance=1.0, lags=(2,))
     video, _ = batch()
     loss = lambda x: task.loss(
         {"params": params(way=0.3), "teacher": params()}, (video.replace(x=x), {}), jax.random.key(5)
@@ -97,9 +99,30 @@ def test_the_boundary_is_the_end_of_the_teachers_last_step():
     assert other > 1e-2 and moving["way"] > 0
 
 
+@pytest.mark.parametrize("lags", [(0,), (1,)], ids=["level", "staircases"])
+def test_one_step_learns_to_arrive_where_the_teachers_several_steps_do(lags):
+    """With one step inside, the teacher's own guess is right. With many, a student of one step in all should say the end
+    of the trajectory; one step of the teacher itself does not get there."""
+    slopes = {}
+    for inner in (1, 32):
+        options = dict(steps=1 if inner > 1 else 3, shift=1.0, inner=inner, guidance=1.0, lags=lags)
+        task = ProgressiveTask(Known(), PROCESS, **options)
+        loss = lambda p, task=task: task.loss({"params": p, "teacher": params()}, batch(), jax.random.key(2))[
+            0
+        ]
+        slopes[inner] = jax.jit(jax.value_and_grad(loss))
+    value, slope = slopes[1](params())
+    assert value < 1e-6 and abs(slope["way"]) < 1e-4
+    # at t = 1 Known says its mean whatever `way` is: the end of a trajectory from noise is mean + SPREAD * noise
+    (near, _), (far, _) = slopes[32](params(way=1.0)), slopes[32](params())
+    assert near < 0.1 * far
+
+
 def test_given_frames_are_left_alone_by_both():
     video, _ = batch()
     for task in (
+        ProgressiveTask(Known(), PROCESS, steps=4, guidance=1.0, given=First(3)),
+        ProgressiveTask(Known(), PROCESS, steps=4, guidance=1.0, given=First(1)),
         ConsistencyTask(Known(), PROCESS, steps=4, guidance=1.0, given=First(3)),
         ConsistencyTask(Known(), PROCESS, steps=4, guidance=1.0, given=First(1)),
     ):
@@ -224,6 +247,9 @@ def test_what_cannot_be_is_refused():
         lambda: MatchingTask(Known(), PROCESS, steps=0),
         lambda: ConsistencyTask(Known(), PROCESS, corner=0.0),
         lambda: ConsistencyTask(Known(), PROCESS, lags=()),
+        lambda: ProgressiveTask(Known(), PROCESS, lags=(-1,)),
+        lambda: ProgressiveTask(Known(), PROCESS, inner=0),
+        lambda: ProgressiveTask(Known(), PROCESS, corner=0.0),
         lambda: ConsistencyTask(Known(), PROCESS, lags=(0, -1)),
         lambda: parts(),
     ):
