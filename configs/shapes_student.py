@@ -50,7 +50,9 @@ def get_config():
     )
     p.optimizer = call(adamw, rate=call(cosine, peak=3e-4, steps=PROGRESSIVE, warmup=30), decay=0.0, clip=1.0)
     p.train = call(Settings, steps=PROGRESSIVE, ema=0.98, log_every=25, save_every=100, save_minutes=4.0)
-    p.serve = dict(steps=STEPS, shift=SHIFT, guidance=1.0, solver="euler", method="student", seconds=4.0)
+    p.serve = dict(
+        steps=STEPS, shift=SHIFT, guidance=1.0, solver="euler", seconds=4.0, method="sliding", window=16
+    )
     c.stages.progressive = p
 
     s = backbone.copy_and_resolve_references()

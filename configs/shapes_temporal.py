@@ -4,7 +4,7 @@
     python -m experiments.run --config=configs/shapes_temporal.py --workdir=runs/shapes_temporal
 
 It begins as the shipped model, with which it shares everything but the scans, where it has attention along time. Data and
-objective are those of `configs/shapes.py`. Not trained to its end yet; no figures.
+objective are those of `configs/shapes.py`. What came of it is shipped: `jaxvid/assets/shapes_temporal/README.md`.
 """
 
 from configs.shapes import get_config as shapes

@@ -99,10 +99,11 @@ def test_every_method_makes_a_video_of_its_own_from_one_program_and_hears_a_stor
     assert told.latents.shape == plain.latents.shape == (24, 2, 2, 4) and len(told) == 93
     assert np.isfinite(told.latents).all() and told.latents.std() > 0.1
     assert told.recipe["method"] == name and told.recipe["options"] == options
-    # another prompt and another seed compile nothing
-    before = pipe.compilations
+    # another prompt and another seed compile nothing, but for the text encoder of one sentence, where two were heard
+    others = lambda: {stage: n for stage, n in pipe.compilations.items() if stage != "text"}
+    before = others()
     same, other = tell(pipe, name, ONE), tell(pipe, name, ONE, seed=4)
-    assert pipe.compilations == before
+    assert others() == before and pipe.compilations["text"] <= 2
     assert np.abs(told.latents - same.latents)[-4:].max() > 1e-3
     assert np.abs(other.latents - same.latents).max() > 1e-3
     if name == "oneshot":  # a caption that goes on is one caption

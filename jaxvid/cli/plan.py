@@ -121,6 +121,8 @@ class Outcome:
     """A compiled program, measured."""
 
     def __init__(self, topology: Topology, count: int, stage: Any, program: Any):
+        import jax
+
         from jaxvid.eval.collectives import collectives
         from jaxvid.eval.flops import count_flops
         from jaxvid.ops.pick import tracing_for
@@ -133,11 +135,12 @@ class Outcome:
             begun, lowered = time.monotonic(), program.run.lower(*program.args)
             self.compiled, self.refused = compile_or_refuse(lowered)
             self.compile_seconds = time.monotonic() - begun
-        with (
-            tracing_for("cpu"),
-            spread(stage.mesh),
-        ):  # what plain JAX does: a kernel's loops do not say how often
-            self.flops = count_flops(inspect.unwrap(program.run), *program.args)
+        # counted as plain JAX does it, for a kernel's loops do not say how often they run; traces are kept with the
+        # implementations that they chose, so what is kept is forgotten before and after
+        jax.clear_caches()
+        with tracing_for("cpu"), spread(stage.mesh):
+            self.flops = count_flops(program.run, *program.args)
+        jax.clear_caches()
         self.traffic: dict[str, Any] = {}
         if self.compiled is None:  # what is held is known without it
             self.arguments, self.temporary, self.results = sum(program.held.values()), self.refused, 0

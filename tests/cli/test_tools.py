@@ -12,6 +12,7 @@ from jaxvid.cli import demo, doctor
 from jaxvid.data.decode import read_video
 from jaxvid.data.shapes import parse, render, story_scene
 from jaxvid.io.video_file import save_video
+from jaxvid.traits import shipped
 from tests.toy_pipeline import FPS, SIZE
 
 
@@ -47,7 +48,7 @@ def test_info_of_nothing_is_one_line(jaxvid):
     assert (done.code, done.error) == (
         2,
         "checkpoint nowhere does not exist; give the directory of a bundle or a training run,"
-        " or a shipped model's name: shapes",
+        f" or a shipped model's name: {', '.join(path.name for path in shipped())}",
     )
 
 

@@ -27,9 +27,9 @@ from jaxvid.training.step import make_init, make_train_step, state_sharding
 
 stage = get_config().stages.backbone
 model = stage.task.model
-model.dit.update(dict(width=32, head=8, scan_head=16, channels=3, text_width=16, remat=False))
+model.dit.update(dict(width=32, head=8, scan_head=16, channels=3, text_width=32, remat=False))
 model.dit.patch = (1, 8, 8)
-model.text_encoder.update(dict(width=16))
+model.text_encoder.update(dict(width=32))
 task, optimizer = build(stage.task), build(stage.optimizer)
 mesh = make_mesh(data=1, fsdp=-1)
 data = batches(build(stage.source), (Bucket(frames=4, height=32, width=32, batch=4),), fps=8.0, seed=0,
