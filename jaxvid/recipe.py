@@ -52,9 +52,18 @@ def fingerprint(spec: Mapping[str, Any], params, variables) -> str:
 def given_files(images=None, **files) -> dict[str, Any]:
     """What was given to a run, told by path, size and SHA-256; what lay in memory has a path of None."""
     told: dict[str, Any] = {name: _file(value) for name, value in files.items() if value is not None}
-    if images:
-        told["images"] = [[float(at), _file(value)] for at, value in images]
+    if images is not None:
+        told |= {"images": pairs} if (pairs := [[at, _file(value)] for at, value in _pairs(images)]) else {}
     return told
+
+
+def _pairs(images) -> list[tuple[float, Any]]:
+    try:
+        return [(float(at), value) for at, value in images]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"images={images!r}: pairs of a second and a picture, such as [(2.5, 'x.png')]"
+        ) from None
 
 
 def _file(value) -> dict[str, Any]:

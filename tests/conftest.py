@@ -41,7 +41,6 @@ SMOKE = {
     "pallas_kernels/test_ssd_gpu.py",
     "pallas_kernels/test_windows_gpu.py",
     "sampling/test_sample.py",
-    "test_colab.py",
     "test_config.py",
     "test_import.py",
     "test_sharding.py",

@@ -67,7 +67,7 @@ def get_config():
                 stage.task.weights, stage.task.start = dict(structure=0.0), None
             else:
                 stage.codec = stage.codec if stage.codec in c.stages else {codec!r}
-                stage.serve.update(steps=2, seconds=1.0, window=8)
+                stage.serve.update(steps=2, seconds=1.0, window=16, overlap=8)
                 stage.task.model.text_encoder = call(ByteTextEncoder, width=16, layers=1, head=8)
                 stage.task.model.dit = call(
                     VideoDiT, mixers=(call(Attention, head=16),), width=32, head=16, channels=4, text_width=16

@@ -30,7 +30,7 @@ STORY = "[{at: 0, prompt: 'a red star'}, {at: 1.3, prompt: \"it's; $(a) `blue` r
 ASKED = {
     "prompt": ("a red star", "--seed", "3", "--guidance-interval", "0.1", "0.9", "--guidance-kind", "apg"),
     "dash": ("--seed", "4", "--negative=-dim; rm -rf", "--", "-a red star"),
-    "story": ("--story", STORY, "--fade", "0.5", "--cache", "0.01"),
+    "story": ("--story", STORY, "--fade", "0.5"),
     "method": ("a blue ring", "--method", "fifo", "--set", "window=2", "--set", "ahead=false"),
 }
 
