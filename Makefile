@@ -2,6 +2,7 @@
 # make demo    a minute of video from a story, on a fresh machine      make setup   just the environment
 # make test    the whole fast suite                                    make check   what CI asks: format, lint, types, tests
 # make kernels the tests that need an accelerator                      make clean   away with the environment and the caches
+# make docs    the site, in build/docs
 # make interop the reference weights of Wan and SkyReels-V2 once more, in torch, and what is held against them
 # make bench   ours against the peers on this machine, tables in docs/benchmarks.md (make bench LEG=gpu on an H200)
 # make kernels-aot  kernels through the compilers of TPUs and of an H200, without either (about 500 MB of wheels)
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 PINS = $(wildcard constraints/py$(shell $(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
 INSTALL = $(BIN)/python -m pip install -q --no-input --disable-pip-version-check $(addprefix -c ,$(PINS))
 
-.PHONY: demo setup test smoke check kernels kernels-aot bench interop clean
+.PHONY: demo setup test smoke check docs kernels kernels-aot bench interop clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,6 +36,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(MAKE) --no-print-directory test
+
+# nitpicky, and a warning is an error
+docs: $(VENV)/.installed-docs
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -n -W --keep-going docs build/docs
+	@echo build/docs/index.html
 
 kernels: $(VENV)/.installed-test
 	JAX_PLATFORMS=$${JAX_PLATFORMS-} $(BIN)/python -m pytest -q tests/ops tests/pallas_kernels $(PYTEST_ARGS)
@@ -57,7 +63,7 @@ bench: $(VENV)/.installed
 	JAX_PLATFORMS=$${JAX_PLATFORMS-} $(BIN)/python -m experiments.e001_bench.run --leg $(LEG) --torch $(TORCH) --write docs/benchmarks.md
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache build docs/reference/generated *.egg-info
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 # pip is the last thing that venv makes: an interrupted one is made again
@@ -71,8 +77,9 @@ $(BIN)/pip:
 $(VENV)/.installed: EXTRAS =
 $(VENV)/.installed-test: EXTRAS = [test]
 $(VENV)/.installed-dev: EXTRAS = [dev]
+$(VENV)/.installed-docs: EXTRAS = [docs]
 $(VENV)/.installed-interop: EXTRAS = [test,interop]
-$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-interop: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/pip
+$(VENV)/.installed $(VENV)/.installed-test $(VENV)/.installed-dev $(VENV)/.installed-docs $(VENV)/.installed-interop: setup.cfg pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/pip
 	@echo "jaxvid: installing .$(EXTRAS) into $(VENV) (about 1 GB, a minute or two the first time)"
 	@$(INSTALL) -e '.$(EXTRAS)' || { \
 	  echo "jaxvid: the installation failed, see above. Without a network, point pip at a folder of wheels:"; \

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxvid.clip import Clip as Clip
+    from jaxvid.nano import quickstart as quickstart
     from jaxvid.pipeline import Pipeline as Pipeline
     from jaxvid.types import InputError as InputError
     from jaxvid.types import Video as Video
@@ -29,6 +30,7 @@ _WHERE = {
     "InputError": "jaxvid.types",
     "Pipeline": "jaxvid.pipeline",
     "Video": "jaxvid.types",
+    "quickstart": "jaxvid.nano",
 }
 _ROOMS = (
     "config",
@@ -45,7 +47,7 @@ _ROOMS = (
     "types",
 )
 
-__all__ = ["Clip", "InputError", "Pipeline", "Video", "__version__"]
+__all__ = ["Clip", "InputError", "Pipeline", "Video", "__version__", "quickstart"]
 
 
 def __getattr__(name: str):

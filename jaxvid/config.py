@@ -67,7 +67,7 @@ def public_name(fn: Callable[..., Any]) -> str:
 
 
 def build(node: Any, allow: Iterable[str] | None = None, /, **more: Any) -> Any:
-    """Makes what :func:`call` wrote down, inside out; plain dicts become FrozenDict, lists tuples (both hashable).
+    """Makes what `call` wrote down, inside out; plain dicts become FrozenDict, lists tuples (both hashable).
 
     ``more`` are arguments that only the caller knows (a source, a codec); they replace those of the outermost call.
     ``allow`` lists the packages that may be named; without it everything importable may.
@@ -95,7 +95,7 @@ def _build(node: Any, allow: tuple[str, ...] | None, path: str, more: Mapping[st
 
 
 def check(node: Any, path: str = "config") -> None:
-    """Holds every :func:`call` of a tree against its function: names, and the types of plain values.
+    """Holds every `call` of a tree against its function: names, and the types of plain values.
 
     Nothing is called. Required arguments may be absent: some are only known when the thing is built.
     """
@@ -124,7 +124,7 @@ def to_json(node: Any) -> str:
 
 
 def from_json(text: str) -> ml_collections.ConfigDict:
-    """The config of :func:`to_json`. Strict: no NaN, no key twice, at most 1 MB."""
+    """The config of `to_json`. Strict: no NaN, no key twice, at most 1 MB."""
     if len(text) > _JSON_BYTES:
         raise InputError(
             f"a config of {len(text)} characters came, at most {_JSON_BYTES} were wanted; is it a config?"

@@ -91,17 +91,17 @@ class Engine:
 
     @property
     def mesh(self) -> Mesh | None:
-        """The devices among which the work is shared; None: one."""
+        """The devices among which the work is shared; None is one."""
         return self.executables.mesh
 
     @property
     def beside(self) -> int:
-        """Channels that tell the network of a first image, beside the latents; 0: such an image is given as a frame."""
+        """Channels that tell the network of a first image, beside the latents; with 0 such an image is given as a frame."""
         return getattr(getattr(self.model, "dit", self.model), "beside", 0)
 
     @property
     def image_side(self) -> int:
-        """Side of the pictures that the network's image encoder looks at; 0: it has none."""
+        """Side of the pictures that the network's image encoder looks at; 0 where it has none."""
         return getattr(getattr(self.model, "image_encoder", None), "size", 0)
 
     def weights(self, which: str) -> Any:
@@ -180,7 +180,7 @@ class Engine:
 
     @property
     def block(self) -> int:
-        """Latent frames that the model works on together: what it is shown is whole blocks."""
+        """Latent frames that the model works on together; what it is shown is whole blocks."""
         return math.lcm(*(getattr(module, "block", 1) or 1 for module in stages.modules_of(self.model)))
 
     @property

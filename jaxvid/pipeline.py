@@ -27,6 +27,7 @@ from jaxvid.engine import Decoder, Engine
 from jaxvid.io.bundle import SPEC, VAE, check_spec, is_bundle, load_bundle, read_json, save_bundle
 from jaxvid.io.weights import load_weights
 from jaxvid.pixels import read_clip, read_images, read_mask, read_picture
+from jaxvid.recipe import fingerprint, given_files, path_text
 from jaxvid.request import make_request
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
@@ -44,6 +45,7 @@ class Pipeline:
     Attributes:
       spec: plain data, as in a bundle's pipeline.json.
       serves: sizes, rates and the greatest length that may be asked for. defaults: what a call takes when not told.
+      source: what `load` was given, or a shipped model's name; None for a model that was never loaded.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Pipeline:
         card: str = "",
         folder=None,
         mesh: Mesh | None = None,
+        source: str | None = None,
     ):
         self.spec, self.card, self.folder, self._kept = dict(spec), card, folder, []
+        self.source, self._fingerprint = source, None
         self.serves, self.defaults = dict(spec["serves"]), dict(spec["defaults"])
         for name in ("window", "overlap", "context"):  # a training config may write these among the defaults
             if name in self.defaults:
@@ -101,10 +105,13 @@ class Pipeline:
         if is_bundle(path):
             card = path / "README.md"
             card = card.read_text(encoding="utf-8") if card.is_file() else ""
-            return cls(*load_bundle(path), card=card, folder=path, mesh=mesh)
+            source = path.name if path.parent == ASSETS else str(path)
+            return cls(*load_bundle(path), card=card, folder=path, mesh=mesh, source=source)
         if (path / "config.json").is_file():
             tuned = sorted(path.glob(f"*/bundle/{SPEC}"))  # what a run leaves that tuned an imported bundle
-            return cls.load(tuned[-1].parent, mesh=mesh) if tuned else cls(*_load_run(path), mesh=mesh)
+            if tuned:
+                return cls.load(tuned[-1].parent, mesh=mesh)
+            return cls(*_load_run(path), mesh=mesh, source=str(path))
         if (pathlib.Path(path) / "parts.json").is_file():
             raise InputError(
                 f"{path} holds single networks and no pipeline; import a folder that has the transformer, the"
@@ -137,8 +144,29 @@ class Pipeline:
 
     @property
     def traits(self) -> frozenset[str]:
-        """What a method may ask of the model: see `jaxvid.sampling.methods.table`."""
+        """What a method may ask of the model, see `jaxvid.sampling.methods.table`."""
         return traits_of(self.engine.model, self.serves)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this checkpoint from others by what it computes: see `jaxvid.recipe.fingerprint`."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.spec, self.engine.params, self.engine.variables)
+        return self._fingerprint
+
+    def recipe(self, run: Run, number: int = 0) -> dict[str, Any]:
+        """Everything that is needed to make video ``number`` of a run again, as plain data: the request, what was given
+        to it, the checkpoint and where it was made. `jaxvid recipe` makes a command of it."""
+        recipe = run.request.recipe(number) | ({"given": dict(run.files)} if run.files else {})
+        source = None if self.source is None else path_text(self.source)
+        recipe["checkpoint"] = {"path": source, "fingerprint": self.fingerprint}
+        recipe["made_on"] = {"jax": jax.__version__, "device": jax.devices()[0].platform}
+        if run.request.batch > 1:
+            recipe["beside"] = run.request.batch - 1
+        if self.engine.mesh is not None:
+            shape = self.engine.mesh.shape
+            recipe["mesh"] = ",".join(f"{axis}={size}" for axis, size in shape.items())
+        return recipe
 
     @property
     def compilations(self) -> dict[str, int]:
@@ -147,7 +175,7 @@ class Pipeline:
 
     @property
     def seconds(self) -> dict[str, dict[str, float]]:
-        """Per stage: what compiling took in all, and what a unit (row, latent frame) takes once compiled."""
+        """What compiling each stage took in all, and what a unit (row, latent frame) takes once compiled."""
         compiling, steady = self.engine.executables.seconds, self.engine.steady
         return {
             stage: {"compile": took, "steady": steady.get(stage, float("nan"))}
@@ -156,7 +184,7 @@ class Pipeline:
 
     @property
     def latents(self):
-        """Those of the last run, float32 [B, F, h, w, C] as far as it came, or None: a failing writer loses nothing."""
+        """Those of the last run, float32 [B, F, h, w, C] as far as it came, or None. A failing writer loses nothing."""
         return np.concatenate(self._kept, 1) if self._kept else None
 
     # Making videos
@@ -173,7 +201,7 @@ class Pipeline:
                 frames[:, at : at + new.shape[1]] = new
                 at += new.shape[1]
         latents = self.latents
-        clips = [Clip(frames[i], request.fps, latents[i], request.recipe(i)) for i in range(request.batch)]
+        clips = [Clip(frames[i], request.fps, latents[i], self.recipe(run, i)) for i in range(request.batch)]
         return clips[0] if request.single else clips
 
     def stream(
@@ -290,6 +318,7 @@ class Pipeline:
             options={name: value for name, value in options.items() if name not in OPTIONS},
         )
         size = request.height, request.width
+        files = given_files(images, image=image, last_image=last_image, video=video, mask=mask)
         if request.strength < 1 or mask is not None:
             if video is None or image is not None or last_image is not None or images:
                 raise InputError("strength and mask make a video anew: give a video, and no images")
@@ -301,7 +330,7 @@ class Pipeline:
                 )
             request = dataclasses.replace(request, frames=frames)
             mask = None if mask is None else read_mask(mask, len(video), size)
-            return Run(request, encode_source(self.engine, request, video, mask))
+            return Run(request, encode_source(self.engine, request, video, mask), files)
         if video is not None and image is not None:
             raise InputError("an image (first frame) and a video to extend cannot be combined; leave one out")
         video = None if video is None else read_clip(video, request.fps, size)
@@ -317,7 +346,8 @@ class Pipeline:
         images = read_images(images, request.frames, request.fps, size)
         if images and video is not None:
             raise InputError("images at times and a video to extend cannot be combined; leave one out")
-        return Run(request, encode_given(self.engine, self.serves, request, image, last_image, video, images))
+        given = encode_given(self.engine, self.serves, request, image, last_image, video, images)
+        return Run(request, given, files)
 
     def events(self, run: Run) -> Iterator[Event]:
         """The run itself, event by event. Frames are handed out and forgotten; latents are kept."""

@@ -59,10 +59,14 @@ class Given:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What was asked for, checked and encoded: ready to be made by `Pipeline.events`."""
+    """What was asked for, checked and encoded: ready to be made by `Pipeline.events`.
+
+    files   where what is given came from, as `jaxvid.recipe.given_files` tells it
+    """
 
     request: Request
     given: Given
+    files: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def encode_given(

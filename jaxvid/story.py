@@ -102,9 +102,18 @@ def _entry(entry, number: int):
 
 
 def load_story(path) -> list:
-    """The entries of a YAML story file, unchecked in content (`check_story` does that). Raises `InputError`."""
+    """The entries of a YAML story file, unchecked in content (`check_story` does that). Raises `InputError`.
+
+    Text that begins with ``[`` is no path but the list itself.
+    """
     import yaml
 
+    if isinstance(path, str) and path.lstrip().startswith("["):
+        try:
+            return yaml.safe_load(path)
+        except (yaml.YAMLError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"the story cannot be read as YAML: {reason}") from None
     path = pathlib.Path(path)
     try:
         with open(path, "rb") as file:

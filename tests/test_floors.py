@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "jaxvid.eval": "jaxvid.sampling jaxvid.data jaxvid.io jaxvid.ops jaxvid.types",
     "jaxvid.clip": "jaxvid",
     "jaxvid.request": "jaxvid",
+    "jaxvid.recipe": "jaxvid",
     "jaxvid.pixels": "jaxvid",
     "jaxvid.stages": "jaxvid",
     "jaxvid.traits": "jaxvid",
@@ -37,6 +38,8 @@ MAY_IMPORT = {
     "jaxvid.imports": "jaxvid",
     "jaxvid.exports": "jaxvid",
     "jaxvid.pipeline": "jaxvid",
+    "jaxvid.nano": "jaxvid",
+    "jaxvid.studio": "jaxvid",
     "jaxvid.cli": "jaxvid",
     "jaxvid.__main__": "jaxvid.cli",
     "configs": "jaxvid",
@@ -57,6 +60,8 @@ ONLY_IN = {
     "torch": "experiments/e001_bench/peers.py experiments/e004_beside_diffusers/",  # which hold us against it
     "clu": "",
     "cv2": "",
+    "starlette": "jaxvid/studio/ jaxvid/cli/studio.py tests/",
+    "uvicorn": "jaxvid/cli/studio.py tests/",
     "imageio": "jaxvid/clip.py jaxvid/cli/ tests/",
     "decord": "",
     **dict.fromkeys(

@@ -66,24 +66,21 @@ def run(options) -> None:
 
 def judge(path) -> dict:
     """What the reader sees in the file, second by second, and how much of the story that is."""
-    from jaxvid.data.decode import read_video
-    from jaxvid.data.shapes import read
-    from jaxvid.eval.shapes_accuracy import score, summarise
+    from jaxvid.eval.verdict import verdict
 
-    frames, fps = read_video(path)
-    captions = [(round(at * fps), text) for at, text in STORY]
-    counts = summarise(score(frames, fps, captions))
-    return {"story": STORY, "accuracy": counts, "seconds": read(frames, fps, [at for at, _ in STORY])}
+    found = verdict(path, STORY)
+    return {"story": STORY, "accuracy": found["accuracy"], "seconds": found["seconds"]}
 
 
 def _tell(verdict) -> None:
+    from jaxvid.eval.verdict import seen as told
+
     for number, (at, text) in enumerate(STORY):
         end = STORY[number + 1][0] if number + 1 < len(STORY) else SECONDS
         seen: dict[str, int] = {}
         for second in verdict["seconds"]:
             if at <= second["second"] < end:
-                said = " and ".join(_words(thing) for thing in second["objects"]) or "nothing"
-                said += f", {second['background']}"
+                said = told(second)
                 seen[said] = seen.get(said, 0) + 1
         print(f"{at:>3} s  asked: {text}")
         for said, count in sorted(seen.items(), key=lambda item: -item[1])[:2]:
@@ -92,7 +89,3 @@ def _tell(verdict) -> None:
         f"{name} {100 * row['accuracy']:.0f} %" for name, row in verdict["accuracy"].items() if row["total"]
     )
     print(f"reader: {', '.join(shares)}")
-
-
-def _words(thing) -> str:
-    return " ".join(str(thing.get(name) or "?") for name in ("size", "colour", "shape", "motion"))

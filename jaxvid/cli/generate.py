@@ -16,7 +16,11 @@ from jaxvid.types import InputError
 def arguments(parser):
     add = parser.add_argument
     add("prompt", nargs="?", help="what the video shows; beside a story, until the story begins")
-    add("--story", metavar="FILE", help="YAML: a list of {at: seconds, prompt: text}")
+    add(
+        "--story",
+        metavar="FILE",
+        help="YAML: a list of {at: seconds, prompt: text}; what begins with [ is the list itself",
+    )
     add("--seconds", type=float, help="length of the video (default: the checkpoint's, a few seconds)")
     add(
         "--out",

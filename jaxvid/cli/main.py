@@ -30,6 +30,8 @@ COMMANDS = {
     "info": "tell what a checkpoint is and serves",
     "reconstruct": "send a video through the autoencoder and measure what is lost",
     "decode": "turn kept latents into a video",
+    "recipe": "print the command that made a video",
+    "studio": "a page in the browser, on this machine: stories, progress, the videos made so far",
     "read": "read a video of the shapes world: what is seen in every second, as JSON",
     "import": "bring open weights of Wan or SkyReels-V2 here",
     "export": "write imported weights back in diffusers' layout or the authors'",

@@ -85,7 +85,7 @@ class Writers:
 def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None:
     """Makes a run's videos and writes them to ``paths``. What is unfinished is removed; finished latents are kept."""
     request, start = run.request, time.perf_counter()
-    recipes = [request.recipe(number) for number in range(request.batch)]
+    recipes = [pipe.recipe(run, number) for number in range(request.batch)]
     events, rows = pipe.events(run), 0
     try:
         with (
@@ -142,7 +142,7 @@ def _keep(pipe, run, out: pathlib.Path) -> str:
     meta = {
         "fps": request.fps,
         "frames": request.frames - first,
-        "recipes": [request.recipe(i) for i in range(request.batch)],
+        "recipes": [pipe.recipe(run, i) for i in range(request.batch)],
     }
     name = f"{out.stem}.latents.safetensors"
     for folder in (out.parent, pathlib.Path(tempfile.gettempdir())):

@@ -105,7 +105,7 @@ def cfg_zero_star(
     *,
     schedule: Schedule = RectifiedFlow(),
 ) -> Denoiser:
-    """v = a u + scale (c - a u), a = <c, u> / |u|^2 per frame: u is first brought to the length that fits c.
+    """`v = a u + scale (c - a u)`, `a = <c, u> / |u|^2` per frame: u is first brought to the length that fits c.
 
     Ref: Fan et al., CFG-Zero*, arXiv 2503.18886 (without its zero steps, which are a plan's matter).
     """

@@ -18,7 +18,7 @@ from jaxvid.types import Array
 
 
 def matching_gradient(x: Array, real: Array, fake: Array, scored: Bool[jax.Array, "B T"]) -> Array:
-    """(fake - real) / mean |x - real|, the mean over a video's scored frames; 0 on the others.
+    """`(fake - real) / mean |x - real|`, the mean over a video's scored frames; 0 on the others.
 
     Zero where both guesses are the same: the student's videos are then distributed as the data.
 
@@ -46,7 +46,7 @@ def matching_loss(x: Array, real: Array, fake: Array, scored: Bool[jax.Array, "B
 
 
 def pseudo_huber(difference: Array, corner: float) -> Array:
-    """sqrt(d^2 + c^2) - c, elementwise: d^2 / 2c near zero, |d| far away.
+    """`sqrt(d^2 + c^2) - c`, elementwise: `d^2 / 2c` near zero, `|d|` far away.
 
     Ref: Song & Dhariwal, Improved Consistency Training, arXiv 2310.14189.
     """

@@ -24,12 +24,13 @@ BUCKETS = 4  # the loss is also told for this many equal ranges of t
 class Process:
     """Turns a network into a `Denoiser`, and into a loss.
 
-    predicts   what the network's output is: 'flow', 'eps', 'v' or 'x0'
-    loss_on    the quantity whose squared error is minimised, same names. Where it differs from `predicts` the error
-               in x0 is rescaled: Process(predicts='x0', loss_on='flow') is an x0 network under the flow loss,
-               |x0 - x0hat|^2 / max(t, sigma_floor)^2
-    sigma_floor  keeps that rescaling bounded at small t
-    common     what neighbouring frames' noise has in common, in training and in sampling; None: every frame has its own
+    Attributes:
+      predicts: what the network's output is: 'flow', 'eps', 'v' or 'x0'
+      loss_on: the quantity whose squared error is minimised, same names. Where it differs from `predicts` the error in
+        x0 is rescaled: Process(predicts='x0', loss_on='flow') is an x0 network under the flow loss,
+        `|x0 - x0hat|^2 / max(t, sigma_floor)^2`
+      sigma_floor: keeps that rescaling bounded at small t
+      common: what neighbouring frames' noise has in common, in training and in sampling; None: every frame has its own
 
     Ref: x0 networks under the flow loss, with that clamp: Li & He, Back to Basics, arXiv 2511.13720.
     """

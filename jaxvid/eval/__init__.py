@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Measures: arithmetic counted, messages read off compiled programs, and how much of a caption is right."""

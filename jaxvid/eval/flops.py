@@ -59,7 +59,7 @@ class Flops:
 
 
 def count_flops(fn: Callable[..., Any], *args: Any, **kw: Any) -> Flops:
-    """The operations of ``fn(*args, **kw)``; arguments are arrays or ``jax.ShapeDtypeStruct``s, nothing runs.
+    """The operations of ``fn(*args, **kw)``; each argument is an array or a ``jax.ShapeDtypeStruct``, nothing runs.
 
     A conditional counts as its dearest branch. Sharded bodies count for all devices. Functions that close over a
     non-array must be wrapped first. Raises InputError for a loop whose number of rounds is not in the program.

@@ -238,7 +238,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {why}; check the path") from error
     try:
         found = json.loads(comment)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -248,7 +248,8 @@ def _comment(file) -> str:
     file.seek(0)
     if head[4:8] == b"ftyp":
         # Only this container, and no further files through it, whatever the bytes say.
-        with av.open(file, "r", format="mov", container_options={"protocol_whitelist": "none"}) as container:
+        options: dict[str, Any] = {"container_options": {"protocol_whitelist": "none"}}
+        with av.open(file, "r", format="mov", metadata_errors="replace", **options) as container:
             return container.metadata.get("comment", "")
     with Image.open(file, formats=("GIF", "WEBP")) as image:
         comment = image.info.get("comment") or image.info.get("xmp") or b""

@@ -54,7 +54,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of :func:`flatten`, in plain dicts."""
+    """The inverse of `flatten`, in plain dicts."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *folders, leaf = name.split("/")

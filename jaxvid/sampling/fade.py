@@ -27,9 +27,13 @@ def fade(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(text [R, L, D], mask bool [R, L], span int32 [F]) of captions `text` [S, L, D], `mask` [S, L] with mixtures.
 
-    starts   S times at which captions begin; times: those of F frames; width: how long a change takes, in the same unit,
-             half of it before the next caption begins. Rows are the captions, then RUNGS mixtures for each border.
-    A place of the text that only one of two captions has is that one's, as much as the mixture has of it.
+    Args:
+      starts: S times at which captions begin
+      times: those of F frames
+      width: how long a change takes, in the same unit, half of it before the next caption begins
+
+    Rows are the captions, then RUNGS mixtures for each border. A place of the text that only one of two captions has
+    is that one's, as much as the mixture has of it.
     """
     starts, times = np.asarray(starts, np.float64), np.asarray(times, np.float64)
     if not width >= 0:

@@ -39,7 +39,7 @@ def frame_noise(
     purpose: int = INITIAL,
     common: CommonNoise | None = None,
 ) -> Float[jax.Array, "B F ..."]:
-    """Standard normal noise float32 [B, frames, *shape] for the frames from `first_frame` (may be traced) on."""
+    """Standard normal noise float32 `[B, frames, *shape]` for the frames from `first_frame` (may be traced) on."""
     numbers = jnp.asarray(first_frame, jnp.int32) + jnp.arange(frames, dtype=jnp.int32)
     return numbered_noise(keys, numbers, shape, purpose, common)
 
@@ -51,7 +51,7 @@ def numbered_noise(
     purpose: int = INITIAL,
     common: CommonNoise | None = None,
 ) -> Float[jax.Array, "B F ..."]:
-    """Standard normal noise float32 [B, F, *shape], that of the frames `numbers` int32 [F] (may be traced, may repeat).
+    """Standard normal noise float32 `[B, F, *shape]`, that of the frames `numbers` int32 [F] (may be traced, may repeat).
 
     common: what frames' noise has in common (`Process.common`); None: nothing.
     """

@@ -52,7 +52,7 @@ class LevelPlan:
 
     @property
     def steps(self) -> int:
-        """S of a plan that finishes: the last level that a frame is moved from."""
+        """S of a plan that finishes, the last level that a frame is moved from."""
         return int(self.k[self.update].max(initial=0))
 
     def __eq__(self, other):

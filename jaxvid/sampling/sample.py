@@ -55,12 +55,13 @@ def rows(
 ) -> Carry:
     """Follows rows `k[n, F]`, `update[n, F]` of a plan; all arguments but the first two may be traced.
 
-    times      [S + 2] the time table
-    memory     read by the denoiser in every call and never written
-    given      bool [B, F]: these frames of `value` are shown to the model clean, at t = 0, whatever the plan says, and
-               come out bit for bit
-    keys       random keys [B], for stochastic solvers; `first_frame` is the place of x's first frame in the video
-    common     what the noise of frames has in common, as in x's own (`Process.common`)
+    Args:
+      times: [S + 2] the time table
+      memory: read by the denoiser in every call and never written
+      given: bool [B, F]: these frames of `value` are shown to the model clean, at t = 0, whatever the plan says, and
+        come out bit for bit
+      keys: random keys [B], for stochastic solvers; `first_frame` is the place of x's first frame in the video
+      common: what the noise of frames has in common, as in x's own (`Process.common`)
     """
     times = jnp.asarray(times, carry.x.dtype)
     last = times.shape[0] - 1

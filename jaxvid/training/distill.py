@@ -125,13 +125,14 @@ class ConsistencyTask:
 class MatchingTask:
     """A student's few-step videos are made like its teacher's, by the difference of two scores.
 
-    model          the student; score: the network of its teacher and of the critic (None: the student's own), which see
-                   whole clips
-    steps, shift   the student's ladder
-    block          latent frames that a causal student makes together, each block behind those it made before; None: all
-    guidance       the teacher's
-    levels         at which the two scores are compared, and the critic learns; kept in [0.02, 0.98]
-    every          one step in so many, by chance, is the student's, the others are the critic's
+    Attributes:
+      model: the student
+      score: the network of its teacher and of the critic (None: the student's own), which see whole clips
+      steps, shift: the student's ladder
+      block: latent frames that a causal student makes together, each block behind those it made before; None: all
+      guidance: the teacher's
+      levels: at which the two scores are compared, and the critic learns; kept in [0.02, 0.98]
+      every: one step in so many, by chance, is the student's, the others are the critic's
 
     In the critic's steps the student's gradient is exactly zero and the other way round: train with
     `jaxvid.training.optimizer.parts`, which lets a part rest then. Only captions and given frames come from the data.

@@ -34,18 +34,19 @@ class Setting:
 class Method:
     """Values of the primitives; those left at their defaults are ordinary sampling.
 
-    segments   rows of level plans, window after window; the last may reach beyond the frames wanted
-    window     latent frames in a window, the same in all segments
-    numbers    int [F], whose noise each frame starts from; None: its own
-    windows    windows inside a window, over which the network's predictions are blended
-    cuts       whether the blend is one-hot and drawn anew for every row
-    edit       what stands in the place of temporal attention (`jaxvid.sampling.edits`), in the first `edited` rows of
-               each segment (None: all)
-    scheme     levels at which given frames are shown, with weights (`guidance.history`); (): clean
-    tail       whether a frame that enters takes the low frequencies of the one before it
-    injects    (first, second) shares of the steps: before the first and from the second on, the early layers of the network
-               are told the last caption of a story on all frames; None: never
-    remembers  whether a causal model's memory goes from segment to segment
+    Attributes:
+      segments: rows of level plans, window after window; the last may reach beyond the frames wanted
+      window: latent frames in a window, the same in all segments
+      numbers: int [F], whose noise each frame starts from; None: its own
+      windows: windows inside a window, over which the network's predictions are blended
+      cuts: whether the blend is one-hot and drawn anew for every row
+      edit: what stands in the place of temporal attention (`jaxvid.sampling.edits`), in the first `edited` rows of
+        each segment (None: all)
+      scheme: levels at which given frames are shown, with weights (`guidance.history`); (): clean
+      tail: whether a frame that enters takes the low frequencies of the one before it
+      injects: (first, second) shares of the steps: before the first and from the second on, the early layers of the
+        network are told the last caption of a story on all frames; None: never
+      remembers: whether a causal model's memory goes from segment to segment
     """
 
     segments: tuple[Segment, ...]
