@@ -6,7 +6,8 @@
 It is LinGen's layer with both branches made causal: a scan whose state is carried on, and attention that sees eight latent
 frames back, in every other layer also the 24 before them coarsely (FAR). It begins as the shipped model, whose parameters
 it has but for the coarse keys and values, and learns in blocks of four latent frames, of which a chunk holds two, behind a
-clean past as generation shows it. Clips of eight seconds are there for what is far. What came of it is shipped: `jaxvid/assets/shapes_causal/README.md`.
+clean past as generation shows it. Clips of eight seconds are there for what is far.
+What came of it is shipped: `jaxvid/assets/shapes_causal/README.md`.
 """
 
 from configs.shapes import get_config as shapes

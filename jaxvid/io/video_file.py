@@ -249,7 +249,9 @@ def _comment(file) -> str:
     if head[4:8] == b"ftyp":
         # Only this container, and no further files through it, whatever the bytes say.
         options: dict[str, Any] = {"container_options": {"protocol_whitelist": "none"}}
-        with av.open(file, "r", format="mov", metadata_errors="replace", **options) as container:
+        if int(av.__version__.partition(".")[0]) < 19:  # later ones do not ask
+            options["metadata_errors"] = "replace"
+        with av.open(file, "r", format="mov", **options) as container:
             return container.metadata.get("comment", "")
     with Image.open(file, formats=("GIF", "WEBP")) as image:
         comment = image.info.get("comment") or image.info.get("xmp") or b""
