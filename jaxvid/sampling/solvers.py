@@ -179,7 +179,7 @@ def by_name(name: str, schedule: Schedule = RectifiedFlow()) -> Solver:
 
 def move(schedule: Schedule, x: Array, x0: Array, t: Array, t_next: Array) -> Array:
     """Exactly from t to t_next if x0 were the answer; frames whose level does not change stay bit for bit."""
-    ratio, weight = (over_frames(c, x) for c in _linear(schedule, t, t_next))
+    ratio, weight = (over_frames(c, x) for c in step_weights(schedule, t, t_next))
     return jnp.where(over_frames(t_next == t, x), x, ratio * x + weight * x0)
 
 
@@ -187,8 +187,11 @@ def _levels(schedule: Schedule, t: Array, t_next: Array):
     return schedule.alpha(t), schedule.sigma(t), schedule.alpha(t_next), schedule.sigma(t_next)
 
 
-def _linear(schedule: Schedule, t: Array, t_next: Array) -> tuple[Array, Array]:
-    """(sigma'/sigma, alpha' - sigma' alpha / sigma); finite also at sigma = 0, which only frozen frames have."""
+def step_weights(schedule: Schedule, t: Array, t_next: Array) -> tuple[Array, Array]:
+    """Of a step x' = a x + b x0: a = sigma'/sigma and b = alpha' - sigma' alpha / sigma.
+
+    Finite also at sigma = 0, which only frozen frames have.
+    """
     a, s, a_next, s_next = _levels(schedule, t, t_next)
     ratio = jnp.where(s > 0, s_next / jnp.where(s > 0, s, 1), 0)
     return ratio, a_next - ratio * a
@@ -208,7 +211,7 @@ def _slope(schedule: Schedule, x: Array, x0: Array, t: Array) -> Array:
 
 def _predict(schedule: Schedule, x: Array, x0: Array, t: Array, t_next: Array, last: History) -> Array:
     """DPM-Solver++(2M): x0 extrapolated linearly in lambda, where both steps are finite in lambda."""
-    ratio, weight = _linear(schedule, t, t_next)
+    ratio, weight = step_weights(schedule, t, t_next)
     old, now, new = (_log_ratio(schedule, u) for u in (last.t, t, t_next))
     second = (last.n > 0) & (schedule.alpha(last.t) > 0) & (schedule.sigma(t_next) > 0) & (now > old)
     slant = jnp.where(second, weight / 2 * (new - now) / jnp.where(second, now - old, 1), 0)
@@ -223,7 +226,7 @@ def _correct(schedule: Schedule, x0: Array, t: Array, state: Corrected) -> Array
     (sigma_t / sigma_s) x + alpha_t int_0^1 h exp(-(1 - theta) h) x0(theta) dtheta.
     """
     x, last, before = state.x, state.last, state.before
-    ratio, weight = _linear(schedule, last.t, t)
+    ratio, weight = step_weights(schedule, last.t, t)
     oldest, start, end = (_log_ratio(schedule, u) for u in (before.t, last.t, t))
     h = jnp.maximum(end - start, LEAST)
     rise = x0 - last.x0

@@ -15,7 +15,7 @@ from jaxvid.diffusion.matching import pseudo_huber
 from jaxvid.diffusion.process import Process
 from jaxvid.diffusion.schedule import add_noise, over_frames
 from jaxvid.sampling.plan import time_table
-from jaxvid.sampling.solvers import move
+from jaxvid.sampling.solvers import move, step_weights
 from jaxvid.training.students import (
     check_lags,
     draw_conditions,
@@ -90,19 +90,9 @@ class ProgressiveTask:
         told = {**cond, "drop": jnp.zeros(shape[0], bool)}
         guess = self.process.denoiser(network_of(self.model, variables["params"]), told)(x, start)[0]
         # a step is linear in the guess: what it lacks is the difference of two ends over the step's weight
-        weight = over_frames(
-            schedule.alpha(level(self.inner)) - _ratio(schedule, start, level(self.inner)), x
-        )
+        weight = over_frames(step_weights(schedule, start, level(self.inner))[1], x)
         lacks = move(schedule, x, guess, start, level(self.inner)) - arrived
         off = jnp.where(over_frames(scored, x), lacks / jnp.where(weight > 0, weight, 1), 0)
         metrics = {"mse": masked_mean(jnp.square(off), scored)}
         loss = masked_mean(pseudo_huber(off, self.corner), scored)
         return loss, jax.lax.stop_gradient({"loss": loss, **metrics})
-
-
-def _ratio(schedule: Any, t: Array, t_next: Array) -> Array:
-    """alpha(t) sigma(t_next) / sigma(t), 0 where nothing moves."""
-    sigma = schedule.sigma(t)
-    return jnp.where(
-        sigma > 0, schedule.alpha(t) * schedule.sigma(t_next) / jnp.where(sigma > 0, sigma, 1), 0
-    )
