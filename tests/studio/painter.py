@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines around a real one, which still checks and tells what is asked: one that pauses, one that paints."""
+"""Pipelines around a real one, which still checks and tells what is asked: two that pause, one that paints."""
 
 import contextlib
 import threading
@@ -27,6 +27,23 @@ class Slow:
             for event in events:
                 time.sleep(self.pause)
                 yield event
+
+
+class Held:
+    """The same, but it stands still after its first frames until ``go`` is set: a toy is done before a page has looked."""
+
+    def __init__(self, pipe):
+        self.pipe, self.go = pipe, threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+    def events(self, run):
+        with contextlib.closing(self.pipe.events(run)) as events:
+            for event in events:
+                yield event
+                if event.frames is not None:
+                    self.go.wait(240)
 
 
 class Painter:

@@ -10,7 +10,7 @@ import pytest
 
 from jaxvid.io.video_file import read_metadata
 from tests.studio.conftest import of_size, serving, until
-from tests.studio.painter import Slow
+from tests.studio.painter import Held, Slow
 
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 FLAGS = (
@@ -74,11 +74,13 @@ def type_story(page, seconds, *texts):
 
 
 def test_a_story_is_typed_watched_played_and_found_again(browser, toy, tmp_path):
-    with serving(toy, tmp_path) as (address, studio), opened(browser, address) as page:
+    held = Held(toy)
+    with serving(held, tmp_path) as (address, studio), opened(browser, address) as page:
         type_story(page, 4, RED, BLUE)
         page.click("#make")
         page.wait_for_selector("#runs progress")
         page.wait_for_selector("#film img", state="attached")
+        held.go.set()
         comes(page, "document.querySelector('#video').readyState >= 2")
         comes(page, "!document.querySelector('#runs li')")  # the reader has looked at it, too
         # it plays, and a click on the strip of verdicts leads it
