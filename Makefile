@@ -51,7 +51,7 @@ interop: $(VENV)/.installed-interop
 
 # ptxas and libtpu need no device; without their wheels (no network) what needs them is skipped
 kernels-aot: $(VENV)/.installed-test
-	-$(BIN)/python -m pip install -q --no-deps libtpu nvidia-cuda-nvcc nvidia-nvvm \
+	-$(BIN)/python -m pip install -q --no-deps libtpu nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm \
 	  $$($(BIN)/python -c 'import jax; print("jax-cuda13-plugin==%s jax-cuda13-pjrt==%s" % ((jax.__version__,) * 2))')
 	$(BIN)/python -m pytest -q -m slow tests/pallas_kernels/test_aot.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -q tests/ops/test_ring.py -k schedule_of_a_tpu $(PYTEST_ARGS)

@@ -259,17 +259,21 @@ class _Place:
         """Fold ``tile(sums, slot, index, careful)`` over the walk; it must not touch the slot's buffers afterwards."""
         plgpu.set_max_registers(240, action="increase")
 
-        def step(careful, t, sums):
-            slot = lax.rem(t, jnp.int32(self.work.stages))
-            _, index = self.step(t) if careful else (None, None)
+        def step(careful, left, carry):
+            slot, sums = carry
+            _, index = self.step(self.total + left) if careful else (None, None)
             sums = tile(sums, slot, index, careful)
             plgpu.barrier_arrive(self.used.at[slot])
-            return sums
+            return jnp.where(slot == self.work.stages - 1, 0, slot + 1), sums
 
-        sums = lax.fori_loop(jnp.int32(0), self.whole, functools.partial(step, False), sums)
+        # towards zero: a bound that is no constant would be one register too many in dk and dv
+        walk = lambda steps, careful, carry: lax.fori_loop(
+            -steps, jnp.int32(0), functools.partial(step, careful), carry
+        )
+        carry = walk(self.whole, False, (jnp.int32(0), sums))
         if self.work.careful:
-            sums = lax.fori_loop(self.whole, self.total, functools.partial(step, True), sums)
-        return sums
+            carry = walk(self.total - self.whole, True, carry)
+        return carry[1]
 
     def wait(self, stream, slot):
         plgpu.barrier_wait(self.came[stream].at[slot])

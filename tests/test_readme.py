@@ -7,6 +7,7 @@ What is not as it is written, and nothing else:
 - Times are a quarter of what is written, so that 60 seconds are 15 (`SHRINK`).
 - configs/ holds the repository's configs with networks, clips and runs made small (`CONFIG`); the pictures, the folder of
   videos and story.yaml, which the page shows, lie in the folder (`furnish`).
+- `jaxvid studio` takes a free port, and is interrupted when it has shown its page.
 - Nothing is installed: `pip install` is held against setup.cfg and constraints/, `make` is given ``-n``, and of
   `jaxvid doctor --distributed` there is one process.
 
@@ -14,15 +15,18 @@ A command that none of `RUNNERS` knows how to run fails, so none is on the page 
 """
 
 import configparser
+import os
 import pathlib
 import re
 import runpy
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import types
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,8 +122,8 @@ def targets() -> set[str]:
 class Reader:
     """Somebody who types what the page says."""
 
-    def __init__(self, call):
-        self.call = call
+    def __init__(self, call, bundle):
+        self.call, self.bundle = call, bundle
 
     def run(self, line: str):
         words = shlex.split(shrunk(line), comments=True)
@@ -149,6 +153,19 @@ class Reader:
             address = f"localhost:{free.getsockname()[1]}"
         alone = ["--coordinator", address, "--processes", "1", "--process", "0"]
         return finished([sys.executable, "-m", *words, *alone], cwd=ROOT)
+
+    def studio(self, words):
+        command = [sys.executable, "-m", *words, "--port", "0", "--checkpoint", str(self.bundle)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+            try:
+                page = httpx2.get(server.stdout.readline().strip(), timeout=120)
+                server.send_signal(signal.SIGINT)
+                code = server.wait(60)
+            finally:
+                server.kill()
+        assert "<title>JaxVid" in page.text
+        return types.SimpleNamespace(code=code, out="", err="")
 
     def python(self, words):
         module, *argv = words[2:]
@@ -188,6 +205,7 @@ class Reader:
 
 RUNNERS = {
     ("jaxvid", "doctor", "--distributed"): Reader.distributed,
+    ("jaxvid", "studio"): Reader.studio,
     ("jaxvid",): Reader.jaxvid,
     ("python", "-m"): Reader.python,
     ("make",): Reader.make,
@@ -212,7 +230,7 @@ def reader(jaxvid, bundle, pipe, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Pipeline, "load", classmethod(toy))
     monkeypatch.syspath_prepend(str(ROOT))
     furnish(tmp_path, bundle)
-    return Reader(jaxvid)
+    return Reader(jaxvid, bundle)
 
 
 def test_it_is_short_and_its_blocks_have_a_language():

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -25,7 +26,7 @@ devices = topologies.get_topology_desc(platform="tpu", topology_name="{topology}
 
 CUDA = '''
 import os
-os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+os.environ["MOSAIC_GPU_DUMP_PTXAS"] = os.environ["MOSAIC_GPU_DUMP_SASS"] = "1"
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -86,14 +87,19 @@ print("compiled")
     assert "compiled" in run_python(TPU.format(topology=topology) + SHAPES + work, timeout=1800)
 
 
+NVIDIA = next(iter(getattr(importlib.util.find_spec("nvidia"), "submodule_search_locations", None) or []), "")
+NVDISASM = shutil.which("nvdisasm", path=f"{NVIDIA}/cu13/bin{os.pathsep}{os.environ['PATH']}")
+
+
 @pytest.mark.skipif(
-    not importlib.util.find_spec("jax_cuda13_plugin"),
-    reason="needs the wheels jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm",
+    not importlib.util.find_spec("jax_cuda13_plugin") or NVDISASM is None,
+    reason="needs the wheels jax-cuda13-plugin, jax-cuda13-pjrt, nvidia-cuda-nvcc, nvidia-nvvm, nvidia-cuda-nvdisasm",
 )
-def test_compiles_for_hopper_with_few_spills(run_python):
-    """Spilled bytes per kernel; dk and dv at width 128 and the scan backwards fill all registers."""
+def test_compiles_for_hopper_without_spills_in_loops(run_python):
+    """Spilled bytes per kernel, and nothing of them within a loop: dk and dv at width 128, and the scan backwards, fill
+    all registers, but only on their way into the loop and out of it."""
     work = """
-import contextlib, json, re, sys, tempfile
+import contextlib, json, sys, tempfile
 from pallas_kernels import attention_gpu, ssd_gpu, windows_gpu
 with tempfile.TemporaryFile() as said:
     kept, old = os.dup(2), os.dup(1)
@@ -104,16 +110,47 @@ with tempfile.TemporaryFile() as said:
     scan(ssd_gpu.ssd)
     for shift in ((0, 0, 0), (2, 2, 0)):
         windows(windows_gpu.attention, shift)
+    sys.stdout.flush()
     os.dup2(old, 1); os.dup2(kept, 2)
     said.seek(0)
-    text = said.read().decode(errors="replace")
-print(json.dumps(re.findall(r"properties for (\\S+).*?(\\d+) bytes spill stores", text, re.S)))
+    print(json.dumps(said.read().decode(errors="replace")))
 """
-    found = json.loads(run_python(CUDA + SHAPES + work, timeout=1800).splitlines()[-1])
+    path = (
+        f'import os\nos.environ["PATH"] = {os.path.dirname(NVDISASM)!r} + os.pathsep + os.environ["PATH"]\n'
+    )
+    text = json.loads(run_python(path + CUDA + SHAPES + work, timeout=1800).splitlines()[-1])
+    found = re.findall(r"properties for (\S+).*?(\d+) bytes spill stores", text, re.DOTALL)
     assert len(found) == 3 * 2 * 3 + 2 + 2 * 2, found
     print(found)  # for the page: pytest -rP
     for name, spilled in found:
         assert int(spilled) <= (150 if re.search("dkv|ssd_backward", name) else 0), found
+    kernels = re.split(r"//-+ \.text\.(\S+) -+", text)[1:]
+    assert len(kernels) == 2 * len(found)
+    walks = 0
+    for name, code in zip(kernels[::2], kernels[1::2], strict=True):
+        for loop in loops_of_products(code):
+            walks += 1
+            spilled = [line for line in loop if re.search(r"\b(LDL|STL)\b", line)]
+            assert not spilled, (name, spilled)
+    # a walk over tiles that are whole, and another one where a mask cuts some, in each pass of the attention
+    assert walks >= 2 * 3 * (1 + 2 + 2)
+
+
+def loops_of_products(code: str) -> list[list[str]]:
+    """The instructions of each loop with tensor-core products in it, of SASS. A loop ends in a conditional branch back;
+    what waits for a barrier stands behind the end of the kernel, and jumps back unconditionally."""
+    lines, labels, loops = [], {}, []
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(lines)
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(\S.*)", line):
+            lines.append(instruction[1])
+            back = re.match(r"@!?U?P\d\s+BRA `\((\.L_x_\d+)\)", instruction[1])
+            if back and back[1] in labels:
+                loop = lines[labels[back[1]] :]
+                if any("HGMMA" in one for one in loop):
+                    loops.append(loop)
+    return loops
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs the wheel libtpu")
