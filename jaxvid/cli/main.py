@@ -20,7 +20,8 @@ import threading
 import jaxvid
 from jaxvid.types import InputError
 
-# command -> what it does; each lives in the module of its name, as `arguments(parser)` and `run(options)`
+# command -> what it does; each lives in the module of its name, as `arguments(parser)` and `run(options)`;
+# `spelled(argv)`, where there is one, rewrites what was typed
 COMMANDS = {
     "demo": "make a minute of video from a built-in story and let the reader judge it",
     "generate": "make a video from a sentence or a story",
@@ -105,7 +106,7 @@ def dispatch(argv: list[str]) -> None:
     about = module.__doc__.split("\n")[0]
     parser = Parser(prog=f"jaxvid {command}", description=about, allow_abbrev=False)
     module.arguments(parser)
-    module.run(parser.parse_args(rest))
+    module.run(parser.parse_args(getattr(module, "spelled", list)(rest)))
 
 
 def use_compilation_cache() -> str | None:

@@ -51,8 +51,14 @@ def arguments(parser):
         action="append",
         default=[],
         metavar="X=Y",
-        help="override config.X, like train's --config.X=Y",
+        help="override config.X; train's --config.X=Y is understood, too",
     )
+
+
+def spelled(argv: list[str]) -> list[str]:
+    """`train`'s overrides, as this command prints them, are understood here."""
+    split = lambda word: ["--set", word.removeprefix("--config.")] if word.startswith("--config.") else [word]
+    return [part for word in argv for part in split(word)]
 
 
 def run(options) -> None:

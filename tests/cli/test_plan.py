@@ -183,6 +183,8 @@ def test_meshes():
         (["--topology", "h200:8", "--mesh", "data=3"], "does not divide the 8 devices|pip install"),
         (["--mesh", "frames=2"], "not axis=size"),
         (["--lengths", "a,b"], "are not seconds"),
+        (["--lengths", "3", "--config.sede=3"], "sede"),  # an override as it is printed arrives
+        (["--lengths", "3", "--set", "sede=3"], "sede"),
     ],
 )
 def test_bad_requests_are_one_line(jaxvid, tmp_path, argv, said):
