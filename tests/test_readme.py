@@ -122,8 +122,8 @@ def targets() -> set[str]:
 class Reader:
     """Somebody who types what the page says."""
 
-    def __init__(self, call, bundle):
-        self.call, self.bundle = call, bundle
+    def __init__(self, call, checkpoint):
+        self.call, self.checkpoint = call, checkpoint
 
     def run(self, line: str):
         words = shlex.split(shrunk(line), comments=True)
@@ -155,7 +155,7 @@ class Reader:
         return finished([sys.executable, "-m", *words, *alone], cwd=ROOT)
 
     def studio(self, words):
-        command = [sys.executable, "-m", *words, "--port", "0", "--checkpoint", str(self.bundle)]
+        command = [sys.executable, "-m", *words, "--port", "0", "--checkpoint", self.checkpoint]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
             try:
