@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines over seconds as an SVG picture, without a plotting library."""
+"""A small panel for each method with lines over seconds, as an SVG picture, without a plotting library."""
 
 from __future__ import annotations
 
@@ -7,50 +7,62 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#00798c", "#8d5a3b", "#777777")
-WIDTH, HEIGHT, LEFT, TOP, LEGEND = 560, 200, 46, 28, 150
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49")
+WIDTH, HEIGHT, GAP, TOP, LEFT, ACROSS = 190, 90, 26, 34, 40, 4
+SMOOTH = 5  # seconds that a point is the mean of: a single one is one reading of a few objects
 
 
 def panels(parts: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """One panel under the other, each {name: a share in [0, 1] for each second}; NaN leaves a gap. The picture's text."""
-    step = HEIGHT + TOP + 34
-    total = WIDTH + LEFT + LEGEND
+    """A panel a method with a line a part, ``{part: {method: shares in [0, 1], second by second}}``; NaN leaves a gap."""
+    names = list(dict.fromkeys(name for lines in parts.values() for name in lines))
+    rows = -(-len(names) // ACROSS)
+    wide, high = LEFT + ACROSS * (WIDTH + GAP), TOP + rows * (HEIGHT + TOP) + 8
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{step * len(parts) + 8}"'
-        ' font-family="sans-serif" font-size="11">',
-        f'<rect width="{total}" height="{step * len(parts) + 8}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{wide}" height="{high}" fill="white"/>',
     ]
-    for i, (title, lines) in enumerate(parts.items()):
-        out += _panel(title, lines, step * i + TOP)
+    for n, part in enumerate(parts):
+        x = LEFT + 260 * n
+        out.append(
+            f'<line x1="{x}" x2="{x + 20}" y1="14" y2="14" stroke="{COLOURS[n]}" stroke-width="2"/>'
+            f'<text x="{x + 26}" y="18">{escape(part)}, mean of {SMOOTH} s</text>'
+        )
+    for i, name in enumerate(names):
+        place = LEFT + (i % ACROSS) * (WIDTH + GAP), TOP + 16 + (i // ACROSS) * (HEIGHT + TOP)
+        out += _panel(name, [lines.get(name, []) for lines in parts.values()], *place)
     return "\n".join([*out, "</svg>", ""])
 
 
-def _panel(title: str, lines: Mapping[str, Sequence[float]], top: float) -> list[str]:
-    longest = max(map(len, lines.values()))
-    x = lambda second: LEFT + WIDTH * (second + 0.5) / longest
+def _panel(name: str, lines: Sequence[Sequence[float]], left: float, top: float) -> list[str]:
+    longest = max(map(len, lines))
+    x = lambda second: left + WIDTH * (second + 0.5) / longest
     y = lambda share: top + HEIGHT * (1 - share)
-    out = [f'<text x="{LEFT}" y="{top - 8}" font-weight="bold">{escape(title)}</text>']
-    for share in (0, 0.25, 0.5, 0.75, 1):
+    out = [f'<text x="{left}" y="{top - 5}" font-weight="bold">{escape(name)}</text>']
+    for share in (0, 0.5, 1):
         out.append(
-            f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{100 * share:.0f} %</text>'
+            f'<line x1="{left}" x2="{left + WIDTH}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>'
         )
-    for second in range(0, longest, max(1, longest // 6)):
-        out.append(
-            f'<text x="{x(second):.1f}" y="{top + HEIGHT + 16}" text-anchor="middle">{second} s</text>'
-        )
-    for n, (name, values) in enumerate(lines.items()):
-        colour, dash = COLOURS[n % len(COLOURS)], ' stroke-dasharray="5 3"' if n >= len(COLOURS) else ""
-        for piece in _pieces(values):
-            points = " ".join(f"{x(second):.1f},{y(share):.1f}" for second, share in piece)
+        if left == LEFT:
             out.append(
-                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"{dash}/>'
+                f'<text x="{left - 4}" y="{y(share) + 4:.1f}" text-anchor="end">{100 * share:.0f} %</text>'
             )
-        at = top + 12 * n + 6
+    for second in range(0, longest, max(1, longest // 3)):
         out.append(
-            f'<line x1="{LEFT + WIDTH + 10}" x2="{LEFT + WIDTH + 30}" y1="{at}" y2="{at}" stroke="{colour}"'
-            f' stroke-width="2"{dash}/><text x="{LEFT + WIDTH + 36}" y="{at + 4}">{escape(name)}</text>'
+            f'<text x="{x(second):.1f}" y="{top + HEIGHT + 12}" text-anchor="middle" fill="#777">{second} s</text>'
         )
+    for colour, values in zip(COLOURS, lines, strict=False):
+        for piece in _pieces(_smooth(values)):
+            points = " ".join(f"{x(second):.1f},{y(share):.1f}" for second, share in piece)
+            out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+    return out
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Each second's mean with its neighbours; one that was not read stays so."""
+    half, out = SMOOTH // 2, []
+    for i, value in enumerate(values):
+        near = [v for v in values[max(0, i - half) : i + half + 1] if not math.isnan(v)]
+        out.append(value if math.isnan(value) else sum(near) / len(near))
     return out
 
 
