@@ -149,7 +149,7 @@ class Pipeline:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this checkpoint from others by what it computes: see `jaxvid.recipe.fingerprint`."""
+        """What tells this checkpoint from others, by what it computes (`jaxvid.recipe.fingerprint`)."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.spec, self.engine.params, self.engine.variables)
         return self._fingerprint

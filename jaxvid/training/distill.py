@@ -48,10 +48,11 @@ class ConsistencyTask:
     steps, shift   the teacher's ladder of levels, of which the student learns every rung
     guidance       the teacher's, which the student learns with everything else
     corner         of the pseudo-Huber loss, in units of the latents
-    lags           how many rungs a frame may be behind the one before it; each clip draws one of them. 0: all frames at one
-                   level. With more, a student learns the staircases of a window that slides (`sliding`), whose frames
-                   are decided in sight of cleaner ones; frames that have not begun or are done there are not scored
+    lags           how many rungs a frame may be behind the one before it; each clip draws one of them (0: one level)
     teacher        whether both are shown the clean past beside the noisy video (`DiffusionTask.teacher`)
+
+    With lags a student learns the staircases of a window that slides (`sliding`), whose frames are decided in sight of
+    cleaner ones; frames that have not begun or are done there are not scored.
 
     The goal is the student's own answer a rung below, without gradient; on the lowest rung it is where the teacher's last
     step ends, which is the boundary f(x, 0) = x.
