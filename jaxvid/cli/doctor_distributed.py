@@ -60,7 +60,10 @@ def run(options) -> None:
     total, wanted, seconds = within(options.limit, "the sum over all devices", add_up)
     if total != wanted:
         raise InputError(f"the devices add up to {total:g} and not {wanted:g}; a link or a device is broken")
-    print(f"sum        {len(jax.devices())} devices add up to {total:g} in {seconds:.2f} s", flush=True)
+    print(
+        f"sum        over {len(jax.devices())} devices is {total:g}, as it should be, after {seconds:.2f} s",
+        flush=True,
+    )
     jax.distributed.shutdown()
 
 

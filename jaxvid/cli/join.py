@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Mapping
 
+from jaxvid.cli.roll_call import roll_call
 from jaxvid.types import InputError
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -55,10 +56,12 @@ def from_environment(environ: Mapping[str, str]) -> tuple[str | None, int, int] 
 def join(coordinator: str | None, processes: int | None, process: int | None, limit: float = LIMIT) -> None:
     """`jax.distributed.initialize`, by what is given or else by what jax recognises.
 
-    Raises InputError where nothing is recognised, and when not everybody came in time.
+    Raises InputError where nothing is recognised, and when not everybody came in time, by number if an address is given.
     """
     import jax
 
+    if coordinator is not None and processes is not None and process is not None:
+        roll_call(coordinator, processes, process, limit)
     said = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
     try:
         jax.distributed.initialize(

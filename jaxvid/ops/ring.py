@@ -91,11 +91,20 @@ def sequence_attention(
     NotImplementedError when the named implementation refuses.
     """
     mask = masks.as_mask(mask)
-    if q.shape[:2] != k.shape[:2] or k.shape[:3] != v.shape[:3] or q.shape[2] % k.shape[2]:
+    ranks = {x.ndim for x in (q, k, v)}
+    if (
+        ranks != {4}
+        or q.shape[-1] != k.shape[-1]
+        or 0 in (*q.shape, *k.shape, *v.shape)
+        or q.shape[:2] != k.shape[:2]
+        or k.shape[:3] != v.shape[:3]
+        or q.shape[2] % k.shape[2]
+    ):
         raise InputError(
             f"ring attention got q {q.shape}, k {k.shape}, v {v.shape}; want q [B,L,H,K], k [B,L,G,K], v [B,L,G,Kv] "
-            "of one length with G dividing H"
+            "of one length with G dividing H, and none of them empty"
         )
+    _check_arrays(mask, q.shape[0], q.shape[1])
     layout = make_layout("ring attention", mesh, axis, *q.shape[:2], (q.shape[2], k.shape[2]))
     if mesh.shape[axis] == 1:
         return attention(q, k, v, mask=mask, implementation=implementation)
@@ -105,6 +114,31 @@ def sequence_attention(
     plan = Plan(layout, _shards(layout, q, k, mask, ways), Parts(implementation))
     rows = plan.specs(mask)
     return _attend(plan, *(layout.put(x, rows[0]) for x in (q, k, v)), mask)
+
+
+def _check_arrays(mask: masks.Mask, batch: int, length: int) -> None:
+    """Raises InputError for a table or ids of other than so many tokens: JAX would take something behind an end, too."""
+    if isinstance(mask, (masks.And, masks.Or)):
+        _check_arrays(mask.a, batch, length)
+        _check_arrays(mask.b, batch, length)
+    elif isinstance(mask, masks.Frames):
+        _check_arrays(mask.mask, batch, -(-length // mask.tokens))
+    elif isinstance(mask, (masks.Segments, masks.Table)):
+        ids = isinstance(mask, masks.Segments)
+        for leaf in jax.tree.leaves(mask):
+            ends = leaf.shape[-1:] if ids else leaf.shape[-2:]
+            first = leaf.shape[:-1] if ids else leaf.shape[:-3]
+            if any(n not in ((length,) if ids else (1, length)) for n in ends) or any(
+                n not in (1, batch) for n in first
+            ):
+                want = (
+                    f"[{batch}, {length}] or [{length}]"
+                    if ids
+                    else f"one that broadcasts to [{batch}, 1, {length}, {length}]"
+                )
+                raise InputError(
+                    f"ring attention got a mask with an array of shape {leaf.shape}; want {want}"
+                )
 
 
 def local_attention(

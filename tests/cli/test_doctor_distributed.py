@@ -6,12 +6,14 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from jaxvid.cli.doctor_distributed import alike, within
 from jaxvid.cli.join import VARIABLES, from_environment, join_if_many
+from jaxvid.cli.roll_call import roll_call
 from jaxvid.types import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +46,61 @@ def test_two_processes_find_each_other_and_add_up():
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err[-2000:]
         assert f"process {i} of 2" in out and "2 processes have the same versions" in out
-        assert "4 devices add up to 10" in out
+        assert "over 4 devices is 10, as it should be" in out
+
+
+def test_who_does_not_come_is_named_by_all_who_came():
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "jaxvid",
+        "doctor",
+        "--distributed",
+        "--coordinator",
+        f"localhost:{port}",
+    ]
+    command += ["--processes", "3", "--limit", "8", "--process"]
+    env = dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
+    running = [
+        subprocess.Popen([*command, str(i)], env=env, stderr=subprocess.PIPE, text=True) for i in (0, 1)
+    ]
+    for process in running:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 2
+        assert err.startswith("jaxvid: error: of 3 processes 2 did not come") and len(err.splitlines()) == 1
+
+
+def test_nobody_listens_and_no_address():
+    with pytest.raises(InputError, match="process 0 does not listen at localhost:.* within 0.3 s"):
+        roll_call(f"localhost:{free_port()}", 2, 1, 0.3)
+    for text in ("localhost", "localhost:", ":1234", "localhost:0", "localhost:port"):
+        with pytest.raises(InputError, match="give HOST:PORT"):
+            roll_call(text, 2, 0, 1)
+
+
+def test_a_roll_is_called_to_the_end_though_strangers_call():
+    port, heard = free_port(), []
+    caller = threading.Thread(target=lambda: heard.append(roll_call(f"localhost:{port}", 3, 0, 60)))
+    caller.start()
+    for said in (b"7\n", b"GET / HTTP/1.1\n"):
+        with connected(port) as stranger:
+            stranger.sendall(said)
+    others = [threading.Thread(target=roll_call, args=(f"localhost:{port}", 3, i, 60)) for i in (1, 2)]
+    for one in others:
+        one.start()
+    for one in (*others, caller):
+        one.join(60)
+    assert heard == [None]
+
+
+def connected(port):
+    for _ in range(100):
+        try:
+            return socket.create_connection(("localhost", port), 5)
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("nobody listens")
 
 
 class Board:

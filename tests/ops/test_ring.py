@@ -168,6 +168,31 @@ def test_says_what_does_not_fit(said, call):
         sequence_attention(*arrays(**sizes), mesh=fake_mesh(sequence=8), **call)
 
 
+@pytest.mark.parametrize(
+    "mask, said",
+    [
+        (np.ones((63, 64), bool), r"shape \(63, 64\)"),
+        (np.ones((64, 32), bool), r"shape \(64, 32\)"),
+        (np.ones((3, 1, 64, 64), bool), r"shape \(3, 1, 64, 64\)"),
+        (masks.segments(jnp.zeros((2, 48), int), jnp.zeros((2, 48), int)), r"shape \(2, 48\)"),
+        (
+            masks.segments(jnp.zeros((3, 64), int), jnp.zeros((3, 64), int)) & masks.causal(),
+            r"shape \(3, 64\)",
+        ),
+    ],
+)
+def test_arrays_of_a_mask_are_of_the_tokens(mask, said):
+    with pytest.raises(InputError, match=said):
+        sequence_attention(*arrays(), mesh=fake_mesh(sequence=8), mask=mask)
+
+
+def test_empty_arrays():
+    q, k, v = arrays()
+    for given in ((q[:0], k[:0], v[:0]), (q, k[:, :, :0], v[:, :, :0])):
+        with pytest.raises(InputError, match="none of them empty"):
+            sequence_attention(*given, mesh=fake_mesh(sequence=8))
+
+
 def test_heads_that_ulysses_cannot_split():
     with pytest.raises(InputError, match=r"\(Ulysses\); use ways=1, which is a ring"):
         ulysses_attention(*arrays(heads=6, keys=3), mesh=fake_mesh(sequence=8))

@@ -107,6 +107,10 @@ def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
         ("genl", {"stride": 0}),
         ("sliding", {"ar_step": 0}),
         ("fifo", {"window": 0}),
+        ("fifo", {"window": 10**9}),
+        ("sliding", {"window": 10**9}),
+        ("skyreels", {"block": 0}),
+        ("skyreels", {"add_noise": -1}),
         ("skyreels", {"add_noise": 1.0}),
         ("skyreels", {"ar_step": 2, "block": 3}),
         ("history", {"fraction": 2.0}),
@@ -117,6 +121,21 @@ def test_a_wrong_pairing_is_refused_with_the_nearest_method_that_works():
 def test_options_that_cannot_work_are_refused(name, options):
     with pytest.raises(InputError):
         make(name, SETTING, options)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("fifo", {"window": -2}),
+        ("fifo", {"window": float("inf")}),
+        ("sliding", {"ar_step": float("nan")}),
+        ("history", {"scale": float("nan")}),
+        ("history", {"scale": "1e999"}),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(name, options):
+    with pytest.raises(InputError, match=f"{name} {next(iter(options))}="):
+        check_options(name, METHODS[name], options)
 
 
 def test_options_are_named_and_typed():

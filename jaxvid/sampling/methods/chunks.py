@@ -24,6 +24,10 @@ def rollout(setting: Setting, *, overlap: int = -1) -> Method:
     """Window after window; the past is a causal model's memory, or the last `overlap` latent frames (-1: the checkpoint's),
     shown clean."""
     if setting.causal:
+        if overlap > 0:
+            raise InputError(
+                f"overlap={overlap}: a causal model remembers its past and is shown none of it again"
+            )
         return remembered(setting)
     return _chunked(setting, _overlap(setting, overlap), lambda past: _held(setting, past))
 
@@ -53,6 +57,11 @@ def skyreels(
 
     `add_noise` is the level at which given frames are shown; they themselves stay as they are.
     """
+    if block < 1 or ar_step < 0 or not 0 <= add_noise <= 1:
+        raise InputError(
+            f"skyreels block={block}, ar_step={ar_step}, add_noise={add_noise}: a block is at least 1, ar_step at least 0,"
+            " and add_noise a level from 0 to 1"
+        )
     past = _overlap(setting, overlap)
     window = min(setting.window, setting.frames)
     if window % block or past % block:

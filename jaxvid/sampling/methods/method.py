@@ -142,7 +142,10 @@ def _like(default: Any, value: Any, what: str) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value
-    if kind is float and isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if kind is float and number and np.isfinite(value):
+        if default == -1 and value < -1:
+            raise InputError(f"{what}={asked!r} is negative; give 0 or more, or -1 for the checkpoint's")
         if isinstance(default, float):
             return float(value)
         if float(value) == int(value):

@@ -17,6 +17,7 @@ def fifo(setting: Setting, *, window: int = -1, ahead: bool = True, coherent: bo
     its low frequencies with the one before it (Ouroboros). The queue fills as a staircase: no frames are thrown away.
     """
     steps = setting.steps
+    _check_window("fifo", window, max(setting.window, steps + 1))
     size = min(setting.window, steps) if window < 0 else window
     size += size % 2
     if size < 2:
@@ -37,7 +38,16 @@ def sliding(setting: Setting, *, ar_step: int = -1, block: int = 1, window: int 
     """
     if block < 1 or ar_step == 0:
         raise InputError(f"sliding ar_step={ar_step}, block={block}: both are at least 1")
+    _check_window("sliding", window, max(setting.window, setting.frames))
     size = (setting.window if window < 0 else window) // block * block
     if ar_step < 0 and size:
         ar_step = -(-setting.steps // max(1, 2 * size // (3 * block)))
     return Method(queue(setting.frames, setting.steps, ar_step, block, size), size)
+
+
+def _check_window(name: str, window: int, most: int) -> None:
+    """A window that nothing could fill would be denoised all the same."""
+    if window > most:
+        raise InputError(
+            f"{name} window={window} is more than it can use here; give at most {most} latent frames"
+        )
