@@ -26,6 +26,7 @@ from jaxvid.diffusion.schedule import RectifiedFlow
 from jaxvid.models.text_encoder import ByteTextEncoder
 from jaxvid.models.text_to_video import TextToVideo
 from jaxvid.models.video_dit import lingen
+from jaxvid.nn.refine import Refine
 from jaxvid.training.loop import Settings
 from jaxvid.training.optimizer import adamw, cosine
 from jaxvid.training.task import DiffusionTask
@@ -45,8 +46,8 @@ def get_config():
     s.data = call(
         batches,
         buckets=(
-            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.6, clips=4096),
-            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.4),
+            call(Bucket, frames=45, height=64, width=64, batch=8, weight=0.65, clips=8192),
+            call(Bucket, frames=1, height=64, width=64, batch=96, weight=0.35),
         ),
         fps=16.0,
         seed=0,
@@ -69,6 +70,7 @@ def get_config():
                 scan_head=128,
                 channels=16,
                 text_width=128,
+                refine=call(Refine, width=96, blocks=2),
             ),
             text_encoder=call(ByteTextEncoder, width=128, layers=1, pool=4, runs=(3, 5, 8)),
         ),

@@ -9,6 +9,7 @@ H its heads, G its groups, w tokens of a window. A multiply-add is two operation
     scan         2 N d (2 I + 2 G n + H) + 2 N I d  +  2 N' (2 K (I + 2 G n) + 2 Q n G + 2 Q I + 4 n I)
     cross        4 N d^2 + 4 L E d + 4 N L d
     feed         4 ratio N d^2
+    refine       2 P N d r + 18 P N r (2 C + 2 r b) + 4 t d r b, of r channels and b blocks, P latents a token, t frames
 
 where N' counts review tokens too, and the scan runs both ways. Beside layers there are the patch, its inverse and
 what noise levels say, once a frame. Convolutions over K neighbours count as element-wise work in `eval.flops` and are
@@ -53,7 +54,12 @@ def formula(model: Any, geometry: Geometry, chunk: int = 64) -> float:
     size = math.prod(model.patch) * model.channels
     ends = 4 * tokens * size * width
     levels = frames * width * (6 + 2) * width * 2
-    return len(model.mixers) * model.repeats * layer + ends + levels
+    head = 0.0
+    if model.refine is not None:
+        r, blocks, places = model.refine.width, model.refine.blocks, tokens * math.prod(model.patch)
+        head = 2 * places * width * r + 18 * places * r * (2 * model.channels + 2 * r * blocks)
+        head += 4 * frames * width * r * blocks
+    return len(model.mixers) * model.repeats * layer + ends + levels + head
 
 
 def _mixer(mixer: Any, geometry: Geometry, model: Any, chunk: int) -> float:

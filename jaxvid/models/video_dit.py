@@ -40,6 +40,7 @@ class VideoDiT(nn.Module):
     text_width: int = 128
     remat: bool = False
     dtype: str = "float32"
+    refine: nn.Module | None = None  # a head on the grid of latents: `jaxvid.nn.refine.Refine`
 
     @property
     def stack(self) -> Stack:
@@ -100,8 +101,13 @@ class VideoDiT(nn.Module):
         last = Linear(2 * self.width, ("embed", "mlp"), init=init, name="last")(level)
         h = modulate(h, *jnp.split(last, 2, -1))
         size = self.patch[0] * self.patch[1] * self.patch[2] * self.channels
-        h = Linear(size, ("embed", None), init=nn.initializers.zeros, name="patch_out")(h)
-        return unpatchify(h.astype(jnp.promote_types(dtype, jnp.float32)), self.patch), memory
+        out = unpatchify(
+            Linear(size, ("embed", None), init=nn.initializers.zeros, name="patch_out")(h), self.patch
+        )
+        out = out.astype(jnp.promote_types(dtype, jnp.float32))
+        if self.refine is not None:
+            out = out + self.refine(h, x, level, self.patch).astype(out.dtype)
+        return out, memory
 
     def _text(self, cond: Cond, batch: int, frames: int):
         """The memory of the cross-attention, and a vector per frame: the mean of its caption's embeddings, normalised."""

@@ -6,6 +6,7 @@ import pytest
 from jaxvid.cli.plan_lengths import count, parameters, twins
 from jaxvid.eval.costs import Geometry, break_even, formula
 from jaxvid.models.video_dit import dit, lingen
+from jaxvid.nn.refine import Refine
 
 SMALL = dict(width=64, head=16, channels=4, text_width=32)
 NETWORKS = {
@@ -13,6 +14,7 @@ NETWORKS = {
         repeats=1, scan_head=32, state=8, window=(4, 4, 4), review=(2, 2, 2), chunk=32, **SMALL
     ),
     "dit": lambda: dit(layers=2, **SMALL),
+    "refined": lambda: dit(layers=2, refine=Refine(width=48, blocks=3), **SMALL),
 }
 
 

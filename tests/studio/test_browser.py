@@ -115,7 +115,11 @@ def test_a_run_is_found_again_by_a_reload_and_cancelled(browser, toy, tmp_path):
         page.click("details summary")
         page.fill("#steps", "60")
         page.click("#make")
-        done = lambda: studio.jobs.snapshot()[0][1][0]["stages"].get("sample", {}).get("done", 0)
+
+        def done():  # the click is not yet a run when it returns
+            told = studio.jobs.snapshot()[0][1]
+            return told[0]["stages"].get("sample", {}).get("done", 0) if told else 0
+
         until(lambda: done() > 2)
         page.reload()
         page.wait_for_selector("#runs progress")
