@@ -20,6 +20,7 @@ from jaxvid.diffusion.schedule import RectifiedFlow
 from jaxvid.models.video_dit import VideoDiT
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.mate import mate
+from jaxvid.nn.refine import Refine
 from jaxvid.sampling.plan import time_table, together
 from jaxvid.sampling.sample import sample
 from jaxvid.sampling.solvers import by_name
@@ -31,7 +32,9 @@ from jaxvid.types import Video
 SMALL = dict(window=(2, 2, 4), head=8, window_head=8, state=4, expand=1)
 # a scan across frames with review tokens and shifted windows; attention in zig-zag or with a halo
 MIXERS = (mate(3, **SMALL), Attention(head=8, causal=True, block=2, window=3))
-MODEL = VideoDiT(mixers=MIXERS, width=16, channels=3, patch=(1, 2, 2), head=8, text_width=8)
+MODEL = VideoDiT(
+    mixers=MIXERS, width=16, channels=3, patch=(1, 2, 2), head=8, text_width=8, refine=Refine(8, 1)
+)
 PROCESS = Process(RectifiedFlow())
 TASK, OPTIMIZER = DiffusionTask(MODEL, PROCESS, Vectorised(0.5)), optax.adam(1e-2)
 MESHES = {"sequence": dict(data=1, sequence=4), "both": dict(data=1, fsdp=2, sequence=2)}

@@ -14,6 +14,7 @@ from jaxvid.models.video_dit import VideoDiT, dit, dit_4b, lingen, lingen_4b
 from jaxvid.nn.mixers.attention import Attention
 from jaxvid.nn.mixers.mamba import Mamba
 from jaxvid.nn.mixers.window import Window
+from jaxvid.nn.refine import Refine
 from jaxvid.types import InputError
 
 B, T, H, W, C, L = 2, 4, 4, 6, 3, 7
@@ -131,7 +132,9 @@ def test_a_causal_model_streams():
         Mamba(order=0, causal=True, review=None, block=2, head=8, state=4, chunk=16),
         Attention(head=8, causal=True, window=4, block=2),
     )
-    model = VideoDiT(mixers=mixers, repeats=2, width=32, head=8, channels=C, text_width=16)
+    model = VideoDiT(
+        mixers=mixers, repeats=2, width=32, head=8, channels=C, text_width=16, refine=Refine(8, 1)
+    )
     params, run = made(model)
     x, t, cond = inputs()
     assert model.causal
