@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of experiments/e008_card on videos whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.e008_card import figures
+from experiments.e008_card.run import SEGMENT, story
+from jaxvid.data.shapes import held_out, parse, render, story_scene
+from jaxvid.eval.shapes_accuracy import score_seconds
+
+FPS = 16.0
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Three segments of a story, drawn without any model."""
+    told = story(3)[:3]
+    scene = story_scene([(at, parse(text)) for at, text in told], rng=0)
+    return told, render(scene, 3 * SEGMENT * 16, FPS, (64, 64))
+
+
+def test_a_story_changes_one_object_and_shows_seen_pairs_only():
+    for seed in range(20):
+        looks = [parse(text).objects for _, text in story(seed)]
+        assert all(
+            len(objects) == 1 and not held_out(objects[0].colour, objects[0].shape) for objects in looks
+        )
+        for (before,), (after,) in zip(looks, looks[1:], strict=False):
+            assert before.motion != after.motion and before.size == after.size
+        assert (
+            len({objects[0].colour for objects in looks}) > 1 < len({objects[0].shape for objects in looks})
+        )
+
+
+def test_the_truth_is_right_and_does_not_jump(told):
+    told, frames = told
+    seconds = score_seconds(frames, FPS, [(round(at * FPS), text) for at, text in told])
+    for a in range(0, 3 * SEGMENT, SEGMENT):
+        assert figures.all_right(figures.added(seconds, a, a + SEGMENT))
+    at = figures.centres(frames, FPS)
+    assert np.isfinite(at).mean() > 0.95
+    for border, _ in told[1:]:
+        assert figures.holds_together(*figures.jump(at, round(border * FPS), 4))
+
+
+def test_another_caption_is_wrong(told):
+    told, frames = told
+    wrong = (
+        told[0][1].replace("large", "small")
+        if "large" in told[0][1]
+        else told[0][1].replace("small", "large")
+    )
+    counts = figures.added(score_seconds(frames[: SEGMENT * 16], FPS, [(0, wrong)]), 0, SEGMENT)
+    assert not figures.all_right(counts) and counts["size"][0] == 0 < counts["colour"][0]
+
+
+def test_a_jump_is_one():
+    at = np.stack([np.linspace(0, 40, 80), np.full(80, 30.0)], -1)
+    assert figures.holds_together(*figures.jump(at, 40, 4))
+    at[40:] += 9.0
+    largest, usual = figures.jump(at, 40, 4)
+    assert largest > 9 and usual < 1 and not figures.holds_together(largest, usual)
+    at[41] = np.nan
+    assert figures.jump(at, 40, 4)[0] == math.inf
+
+
+def test_runs_and_shares():
+    assert figures.longest([True, False, True, True, False]) == 2 and figures.longest([]) == 0
+    counts = {"shape": (1, 1), "colour": (0, 1), "count": (2, 2)}
+    assert figures.shares([(0, counts)], ("shape",)) == [True] and figures.shares(
+        [(0, counts)], figures.LOOKS[:2]
+    ) == [False]
+    quarters = [{"shape": (3, 4)}, {}, {}, {"shape": (2, 4)}]
+    record = {"looks": [True, False], "miscounted": 2, "quarters": quarters}
+    said = {name: found for name, _, found in figures.lines({"minutes": [record], "images": []})}
+    assert said["minutes: seconds of right colour, shape and size"].startswith("50.0 %")
+    assert said["minutes: count never wrong for over a second"].startswith("0.0 %")
+    assert said["minutes: what is right in the last quarter"].startswith("50.0 %")
