@@ -77,6 +77,20 @@ def _memory():
     return f"{total:.1f} GiB, {free:.1f} available; {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
 
 
+def _pages(path="/sys/kernel/mm/transparent_hugepage/enabled"):
+    """Whether the C library asks the kernel for huge pages: XLA takes and returns large buffers in every step on a CPU."""
+    try:
+        with open(path, encoding="ascii") as file:
+            mode = file.read().partition("[")[2].partition("]")[0]
+    except OSError:
+        return "as this system has them"
+    if mode != "madvise":
+        return f"huge pages: {mode}"
+    if "glibc.malloc.hugetlb=" in os.environ.get("GLIBC_TUNABLES", ""):
+        return "huge pages: asked for (GLIBC_TUNABLES)"
+    return "huge pages: not asked for; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes training on a CPU faster"
+
+
 def _preallocation():
     share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
     off = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "").lower() in ("0", "false")
@@ -123,6 +137,7 @@ FACTS = {
     "packages": _packages,
     "devices": _devices,
     "memory": _memory,
+    "pages": _pages,
     "reserved": _preallocation,
     "disk": lambda: f"{shutil.disk_usage('.').free / 2**30:.1f} GiB free here",
     "codecs": _codecs,

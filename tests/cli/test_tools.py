@@ -104,6 +104,18 @@ def test_read_is_json_per_second(jaxvid, star):
     assert verdicts[1]["background"] == "black"
 
 
+def test_doctor_says_how_to_have_huge_pages(tmp_path, monkeypatch):
+    mode = tmp_path / "enabled"
+    mode.write_text("always [madvise] never\n")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command" in doctor._pages(mode)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert doctor._pages(mode) == "huge pages: asked for (GLIBC_TUNABLES)"
+    mode.write_text("[always] madvise never\n")
+    assert doctor._pages(mode) == "huge pages: always"
+    assert doctor._pages(tmp_path / "missing") == "as this system has them"
+
+
 def test_doctor_tells_all_it_can_and_never_fails(jaxvid, monkeypatch):
     def broken():
         raise RuntimeError("no such\nluck")
