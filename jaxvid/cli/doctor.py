@@ -88,7 +88,7 @@ def _pages(path="/sys/kernel/mm/transparent_hugepage/enabled"):
         return f"huge pages: {mode}"
     if "glibc.malloc.hugetlb=" in os.environ.get("GLIBC_TUNABLES", ""):
         return "huge pages: asked for (GLIBC_TUNABLES)"
-    return "huge pages: not asked for; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes training on a CPU faster"
+    return "huge pages: not asked for; GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes CPU training faster"
 
 
 def _preallocation():
