@@ -48,7 +48,7 @@ def serving(pipe, folder, **more):
             assert not thread.is_alive()
 
 
-def until(true, seconds=300):
+def until(true, seconds=900):
     """Waits for something to become true, and returns it."""
     end = time.monotonic() + seconds
     while not (found := true()):

@@ -40,7 +40,7 @@ def toy():
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=300_000)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=900_000)
         yield browser
         browser.close()
 
@@ -49,7 +49,7 @@ def browser():
 def opened(browser, address, **options):
     """A page of a new profile; a script that fails on it fails the test."""
     context = browser.new_context(accept_downloads=True, **options)
-    context.set_default_timeout(300_000)
+    context.set_default_timeout(900_000)
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
