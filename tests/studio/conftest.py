@@ -44,7 +44,7 @@ def serving(pipe, folder, **more):
         finally:
             studio.feed.close()
             server.should_exit = True
-            thread.join(300)
+            thread.join(900)
             assert not thread.is_alive()
 
 
@@ -68,7 +68,7 @@ class Events:
 
     def _read(self):
         gone = contextlib.suppress(httpx2.HTTPError, OSError)  # the client may be closed first
-        with gone, self._client.stream("GET", "/api/events", timeout=300) as response:
+        with gone, self._client.stream("GET", "/api/events", timeout=900) as response:
             assert response.headers["content-type"] == "text/event-stream"
             kind = ""
             for line in response.iter_lines():
