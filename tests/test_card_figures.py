@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.e008_card import figures
+from experiments.e008_card import figures, run
 from experiments.e008_card.run import SEGMENT, story
+from jaxvid.clip import Clip
 from jaxvid.data.shapes import held_out, parse, render, story_scene
 from jaxvid.eval.shapes_accuracy import score_seconds
 
@@ -79,3 +80,40 @@ def test_runs_and_shares():
     assert said["minutes: seconds of right colour, shape and size"].startswith("50.0 %")
     assert said["minutes: count never wrong for over a second"].startswith("0.0 %")
     assert said["minutes: what is right in the last quarter"].startswith("50.0 %")
+
+
+class Truth:
+    """In the place of a pipeline: draws what it is told, and knows the pictures of `run.images`."""
+
+    def __call__(self, prompt=None, *, story=None, seconds, seed, image=None):
+        if image is not None:
+            return self._clip(run.source("images", 2).clip(seed - 3000, run.FOUR).x)
+        if story is not None:
+            return self._drawn(story, seconds, seed)
+        return [self._drawn([(0.0, text)], seconds, one) for text, one in zip(prompt, seed, strict=True)]
+
+    def _drawn(self, told, seconds, seed):
+        scene = story_scene([(at, parse(text)) for at, text in told], rng=seed)
+        return self._clip(render(scene, round(seconds * FPS), FPS, (64, 64)))
+
+    def _clip(self, frames):
+        return Clip(frames, FPS, None, {})
+
+
+def test_a_pipeline_that_draws_the_truth_is_right_in_everything(tmp_path, monkeypatch):
+    """Through the whole command, which is given again and makes nothing twice."""
+    truth = Truth()
+    truth.fingerprint = "truth"
+    monkeypatch.setattr(run.Pipeline, "load", lambda checkpoint: truth)
+    monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
+    asked = ["--clips", "10", "--stories", "1", "--minutes", "1", "--images", "1", "--out", str(tmp_path)]
+    run.main(asked)
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    rows = [line for line in table.splitlines()[2:] if line]
+    assert len(rows) == 4 + 4 + 4 + 4 and all(" | 100.0 %" in row for row in rows), table
+    truth._drawn = None  # what is there is not made again
+    run.main(asked)
+    assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
+    truth.fingerprint = "another"
+    with pytest.raises(SystemExit, match="videos of another model"):
+        run.main(asked)
