@@ -2,6 +2,7 @@
 """`jaxvid info, reconstruct, read, doctor, demo`."""
 
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_reconstruct_and_read_name_a_bad_file(jaxvid, bundle, tmp_path, name):
         assert done.code == 2
         assert name in done.error
     assert (tmp_path / "y.mp4").read_bytes() == b"precious"
+
+
+def test_reconstruct_does_not_write_over_its_own_video(jaxvid, bundle, star):
+    save_video("x.mp4", star, 16)
+    before = pathlib.Path("x.mp4").read_bytes()
+    done = jaxvid("reconstruct", "x.mp4", "--out", "./x.mp4", "--checkpoint", bundle)
+    assert "is the video itself" in done.error and pathlib.Path("x.mp4").read_bytes() == before
 
 
 def test_reconstruct_refuses_sizes_that_do_not_fit(jaxvid, bundle, star):
