@@ -3,7 +3,7 @@
 
     import jaxvid
     pipe = jaxvid.Pipeline.load()
-    video = pipe("a large red star spins on a black background", seconds=4, seed=0)
+    video = pipe("a large yellow circle slides up and down on a white background", seconds=4, seed=0)
     video.save("star.mp4")
 
 Importing this module is instant: it imports neither jax nor anything else that is heavy, and touches no device. The names

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvid.types import InputError
+from jaxvid.types import InputError, a_path
 
 LARGEST_INLINE = 64 << 20  # bytes of a video that is embedded in a notebook
 
@@ -56,8 +56,9 @@ class Clip:
         """Writes .mp4 (H.264), .gif or .webp, aside and then renamed. Returns the path. Raises `InputError`."""
         from jaxvid.io.video_file import save_video
 
+        path = a_path(path)
         save_video(path, self.frames, self.fps, self.recipe)
-        return pathlib.Path(path)
+        return path
 
     def show(self):
         """The clip as a playing, embedded H.264 video: the last expression of a notebook cell."""
@@ -98,7 +99,7 @@ class Clip:
         """
         import imageio.v3
 
-        path = pathlib.Path(path)
+        path = a_path(path)
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise InputError(f"{path}: a contact sheet is saved as .png, .jpg or .webp")
         if columns < 1 or tile < 1 or (every is not None and not every > 0):

@@ -2,8 +2,8 @@
 """From a sentence to a video: the one object that most users need.
 
     pipe = Pipeline.load()                                     # the shipped model, a bundle, or a training run's directory
-    video = pipe("a large red star spins on a black background", seconds=4, seed=0)
-    video.save("star.mp4")
+    video = pipe("a large yellow circle slides up and down", seconds=4, seed=0)
+    video.save("circle.mp4")
 
 What a run does is in `jaxvid.run`.
 """
@@ -11,7 +11,6 @@ What a run does is in `jaxvid.run`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +31,7 @@ from jaxvid.request import make_request
 from jaxvid.run import Event, Run, encode_given, encode_source, events, padded
 from jaxvid.sampling.methods.table import METHODS
 from jaxvid.traits import ASSETS, FIRST, shipped, traits_of
-from jaxvid.types import InputError
+from jaxvid.types import InputError, a_path, did_you_mean
 
 OPTIONS = ("story", "seconds", "fps", "size", "steps", "guidance", "negative", "solver", "method", "dtype")
 OPTIONS += ("guidance_interval", "guidance_kind", "cache", "strength", "fade")
@@ -91,14 +90,15 @@ class Pipeline:
             raise InputError(
                 f"no model is installed ({SHIPPED} is missing); give the directory of a bundle or a run"
             )
-        path = pathlib.Path(SHIPPED if path is None else path)
-        if not path.exists():
+        asked = path
+        path = pathlib.Path(SHIPPED if path is None else a_path(path, "checkpoint"))
+        if not path.exists() or asked == "":
             names = {one.name: one for one in shipped()}
             if str(path) not in names:
-                raise InputError(
-                    f"checkpoint {path} does not exist; give the directory of a bundle or a training run, or a shipped"
-                    f" model's name: {', '.join(names)}"
+                near = did_you_mean(str(path), names) or (
+                    f"; give the directory of a bundle or a training run, or a shipped model's name: {', '.join(names)}"
                 )
+                raise InputError(f"checkpoint {str(asked)!r} does not exist{near}")
             path = names[str(path)]
         if not path.is_dir():
             raise InputError(f"checkpoint {path} is a file; give the directory of a bundle or a training run")
@@ -302,9 +302,8 @@ class Pipeline:
         methods = {name for entry in METHODS.values() for name in entry.options}
         if unknown := sorted(set(options) - set(OPTIONS) - methods):
             known = [*OPTIONS, "image", "last_image", "images", "video", "mask", "seed", "num"]
-            near = difflib.get_close_matches(unknown[0], known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-            raise TypeError(f"a pipeline has no option {', '.join(unknown)}; {hint}")
+            hint = did_you_mean(unknown[0], known) or f"; it has {', '.join(known)}"
+            raise TypeError(f"a pipeline has no option {', '.join(unknown)}{hint}")
         request = make_request(
             prompt,
             seed=seed,

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxvid.sampling.methods.table import METHODS, check_method
 from jaxvid.story import Story, check_story, check_text
-from jaxvid.types import InputError
+from jaxvid.types import InputError, did_you_mean
 
 MOST_STEPS = 1000
 MOST_VIDEOS = 64
@@ -261,7 +261,8 @@ def choice(value, name: str, among: Iterable[str]) -> str:
     """One of some names. Raises `InputError` with the list."""
     among = tuple(among)
     if value not in among:
-        raise InputError(f"{name}={short(value)} is unknown; choose one of {', '.join(among)}")
+        near = did_you_mean(str(value), among) or f"; choose one of {', '.join(among)}"
+        raise InputError(f"{name}={short(value)} is unknown{near}")
     return value
 
 

@@ -151,9 +151,9 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
         yield Event("decode", at, request.frames, "frames", frames=_answer(request, before))
     texts = list(dict.fromkeys(text for story in request.stories for _, text in story))
     texts += [] if request.negative is None else [request.negative]
-    yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     count = len(given.mask)
-    method = method_of(engine, serves, request, count)
+    method = method_of(engine, serves, request, count)  # which may refuse, before anything is computed
+    yield Event("text", 0, len(texts), "sentences", "" if engine.executables.counts["text"] else "compiling")
     told = _told(engine, request, given, texts, method.frames)
     yield Event("text", len(texts), len(texts), "sentences")
 

@@ -30,7 +30,7 @@ def check_text(text, limit: int, what: str = "prompt") -> str:
         hint = (
             "leave it out"
             if what.startswith("negative")
-            else "say what the video shows, such as 'a large red star spins'"
+            else "say what the video shows, such as 'a large yellow circle slides up and down'"
         )
         raise InputError(f"the {what} is empty; {hint}")
     if "\x00" in text:

@@ -12,7 +12,10 @@ Pixels are in [-1, 1] inside the library and uint8 outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
@@ -57,3 +60,16 @@ class Denoiser(Protocol):
 
 class InputError(ValueError):
     """Something the user gave cannot be used. One line: what came, what was wanted, what to do."""
+
+
+def did_you_mean(asked: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """``"; did you mean 'window'?"`` where ``asked`` is nearly one of the names, or ``""``: for the end of an error."""
+    near = difflib.get_close_matches(str(asked), list(known), 1, likeness)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def a_path(value: Any, what: str = "a path") -> pathlib.Path:
+    """``value`` as a path. Raises `InputError` for what is none."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
+        raise InputError(f"{what} is {value!r:.50} of type {type(value).__name__}; give a path")
+    return pathlib.Path(value)

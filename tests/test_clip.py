@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxvid.clip import Clip, aside
 from jaxvid.io.video_file import read_metadata
+from jaxvid.pipeline import Pipeline
 from jaxvid.types import InputError
 
 FPS = 16
@@ -110,3 +111,11 @@ def test_mp4_and_notebook(clip, tmp_path):
     data = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1])
     assert data[4:8] == b"ftyp"
     assert "a red bar goes on &amp; on" in page
+
+
+@pytest.mark.parametrize("path", [5, b"x.mp4", ["x.mp4"]])
+def test_what_is_no_path_is_an_input_error(path):
+    clip = Clip(np.zeros((2, 4, 4, 3), np.uint8), 8)
+    for call in (clip.save, clip.contact_sheet, Pipeline.load):
+        with pytest.raises(InputError, match=f"of type {type(path).__name__}; give a path"):
+            call(path)

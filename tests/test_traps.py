@@ -233,4 +233,4 @@ def test_what_is_shipped_is_packed():
     assert {"py.typed", "assets/**"} <= set(data)
     assert (ROOT / "jaxvid" / "py.typed").exists()
     assets = [path for path in (ROOT / "jaxvid" / "assets").rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in assets) <= 60e6, "the shipped models outgrew 60 MB"
+    assert sum(path.stat().st_size for path in assets) <= 64e6, "the shipped models outgrew 64 MB"

@@ -2,7 +2,8 @@
 """One recipe, and networks that differ in one thing.
 
 The recipe is that of `configs/shapes.py` at half the width and with one object a clip. Its rate is constant and its average
-short, since a run ends when its time is over.
+short, since a run ends when its time is over. Latents are made beforehand and are the same for all: the time of a run
+goes into learning alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxvid.nn.mixers.window import Window
 from jaxvid.training.optimizer import adamw, constant
 
 LAYERS = 4
+CLIPS = 8192
 SHAPE = dict(width=128, head=32, channels=16, text_width=64)
 SCAN = dict(head=64, state=32, expand=1)
 TESA = dict(window=(4, 4, 4), head=32)
@@ -42,14 +44,19 @@ NETWORKS = {
 }
 
 
-def recipe(name: str, minutes: float, seed: int = 0) -> Any:
-    """The config of a run with the network ``NETWORKS[name]`` that trains for so many minutes."""
+def recipe(name: str, minutes: float, latents: str = "", seed: int = 0) -> Any:
+    """The config of a run with the network ``NETWORKS[name]`` that trains for so many minutes.
+
+    latents: the directory of latents that runs share (default: each its own).
+    """
     c = get_config()
     c.seed = seed
     stage = c.stages.backbone
     with stage.unlocked():
         for source in (stage.source, stage.held_out):
             source.objects = (1.0, 0.0)
+        stage.source.size = CLIPS
+        stage.latents.update(prefill=True, dir=latents)
         stage.task.model.dit = NETWORKS[name]
         stage.task.model.text_encoder.width = SHAPE["text_width"]
         stage.optimizer = call(adamw, rate=call(constant, peak=1.5e-3, warmup=50), decay=0.01, clip=1.0)

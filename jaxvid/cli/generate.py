@@ -9,8 +9,8 @@ import re
 from jaxvid.cli import main
 from jaxvid.cli.plan_topology import parse_mesh
 from jaxvid.cli.progress import Progress
-from jaxvid.cli.record import check_writable, outputs, record
-from jaxvid.types import InputError
+from jaxvid.cli.record import check_writable, outputs, record, spare
+from jaxvid.types import InputError, did_you_mean
 
 
 def arguments(parser):
@@ -94,10 +94,15 @@ def arguments(parser):
 
 def run(options) -> None:
     """Checks everything, makes the video, and prints its path on the last line of standard output."""
+    from jaxvid.request import MOST_VIDEOS
+
     size = parse_size(options.size)
-    outputs(options.out, 1)
+    given = [options.story, options.image, options.last_image, options.video, options.mask]
+    given += [path for _, path in options.image_at]
+    spare(given, outputs(options.out, min(max(1, options.num), MOST_VIDEOS)), "--out")
     if options.contact_sheet:
         check_sheet(options.out, options.contact_sheet)
+        spare(given, [options.contact_sheet], "--contact-sheet")
     sizes = parse_mesh(options.mesh)
     progress = Progress()
     story = None
@@ -115,7 +120,7 @@ def run(options) -> None:
     main.use_compilation_cache()
     # -1: what the other axes leave
     mesh = make_mesh(**{"data": -1, **sizes}) if sizes else None
-    checkpoint = options.checkpoint or shipped_for(options.method)
+    checkpoint = shipped_for(options.method) if options.checkpoint is None else options.checkpoint
     pipe = Pipeline.load(checkpoint, mesh=mesh)
     if checkpoint not in (None, options.checkpoint, SHIPPED):
         progress.note(f"with the shipped model {checkpoint.name}")
@@ -139,7 +144,7 @@ def run(options) -> None:
         "fade",
         "mask",
     )
-    asked = {**parse_set(options.set), **{name: getattr(options, name) for name in names}}
+    asked = {**parse_set(options.set, options.method), **{name: getattr(options, name) for name in names}}
     if options.image or options.last_image or options.video or options.image_at:
         progress.note("encoding what is given (compiling the encoder first)")
     asked["images"] = [(_seconds(at), path) for at, path in options.image_at]
@@ -160,17 +165,25 @@ def run(options) -> None:
     print(*paths, sep="\n")
 
 
-def parse_set(pairs: list[str]) -> dict[str, str]:
+def parse_set(pairs: list[str], method: str | None = None) -> dict[str, str]:
     """{'window': '16'} from ['window=16']; what the values mean is the method's to say."""
     from jaxvid.sampling.methods.table import METHODS
 
-    known = {name for entry in METHODS.values() for name in entry.options}
-    made = {}
+    asked = [METHODS[method]] if method in METHODS else METHODS.values()
+    known, made = sorted({name for entry in asked for name in entry.options}), {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         name = name.strip().replace("-", "_")
-        if not equals or name not in known:
-            raise InputError(f"--set {pair[:40]!r}: give NAME=VALUE, NAME one of {', '.join(sorted(known))}")
+        if not equals:
+            raise InputError(f"--set {pair[:40]!r}: give NAME=VALUE, such as --set window=16")
+        if name not in known:
+            whose = (
+                f"method {method!r} has no such option"
+                if method in METHODS
+                else "no method has such an option"
+            )
+            near = did_you_mean(name, known) or f"; there are {', '.join(known) or 'none'}"
+            raise InputError(f"--set {pair[:40]!r}: {whose}{near}")
         made[name] = value.strip()
     return made
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import keyword
 import os
-import signal
 import sys
-import threading
 
 import jaxvid
-from jaxvid.types import InputError
+from jaxvid.cli import stop
+from jaxvid.types import InputError, did_you_mean
 
 # command -> what it does; each lives in the module of its name, as `arguments(parser)` and `run(options)`;
 # `spelled(argv)`, where there is one, rewrites what was typed
@@ -44,6 +42,12 @@ class Parser(argparse.ArgumentParser):
     """Complains by `InputError`, in one line."""
 
     def error(self, message: str):
+        kind, _, rest = message.partition("unrecognized arguments: ")
+        if not kind and rest.startswith("-"):
+            asked = rest.split()[0].partition("=")[0]
+            message += did_you_mean(
+                asked, [name for name in self._option_string_actions if name[:2] == "--"], 0.75
+            )
         raise InputError(f"{message}; see {self.prog} --help")
 
 
@@ -56,16 +60,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def call(argv: list[str]) -> int:
     """Runs a command line; returns its exit code."""
-    restore = _sigterm_like_ctrl_c()
     # a process may be begun without either
     sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     try:
-        dispatch(argv)
-        sys.stdout.flush()
+        with stop.listening():
+            dispatch(argv)
+            sys.stdout.flush()
     except BrokenPipeError:
         return 1
-    except KeyboardInterrupt as stop:
-        return _complain(stop, f"interrupted{_what_was_kept(stop)}", 130)
+    except KeyboardInterrupt as end:
+        return _complain(end, f"interrupted{_what_was_kept(end)}", 130)
     except InputError as error:
         return _complain(error, str(error), 2)
     except OSError as error:
@@ -78,7 +82,6 @@ def call(argv: list[str]) -> int:
     except Exception as error:  # noqa: BLE001
         return _complain(error, f"{type(error).__name__}: {error}; JAXVID_TRACEBACK=1 shows where", 1)
     finally:
-        restore()
         _let_go(sys.stdout)
         _let_go(sys.stderr)
     return 0
@@ -96,9 +99,8 @@ def dispatch(argv: list[str]) -> None:
         return
     command, *rest = argv
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise InputError(f"no command {command[:40]!r}; {hint}")
+        hint = did_you_mean(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        raise InputError(f"no command {command[:40]!r}{hint}")
     module = importlib.import_module(f"jaxvid.cli.{command + '_' * keyword.iskeyword(command)}")
     if command == "train":  # absl reads this command's flags, for the sake of --config.x=y
         module.main(["jaxvid train", *rest])
@@ -150,21 +152,9 @@ def _let_go(stream) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _what_was_kept(stop: KeyboardInterrupt) -> str:
-    kept = getattr(stop, "__notes__", None)
+def _what_was_kept(end: KeyboardInterrupt) -> str:
+    kept = getattr(end, "__notes__", None)
     return f"; {'; '.join(kept)}" if kept else ""
-
-
-def _sigterm_like_ctrl_c():
-    """A polite end asked for by the system takes the same way out as Ctrl-C. Returns what undoes that."""
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    return lambda: signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import os
 import sys
 import time
 
+from jaxvid.cli import stop
+
 EVERY = 5.0  # seconds between plain lines
 BAR = 24  # characters
 
@@ -16,7 +18,8 @@ class Progress:
     """Writes to standard error (or ``stream``); standard output belongs to results.
 
     ``update(stage, done, total)`` as often as one likes; ``note(text)`` for a line that stays; ``close()`` at the end.
-    Rates are measured from a stage's first finished unit on, so that compiling does not spoil them.
+    Rates are measured from a stage's first finished unit on, so that compiling does not spoil them. ``update`` raises
+    KeyboardInterrupt where Ctrl-C was pressed and nothing came of it.
     """
 
     def __init__(self, stream=None, clock=time.monotonic):
@@ -29,6 +32,7 @@ class Progress:
         ] = {}  # per stage: when its first unit was finished, and which
 
     def update(self, stage: str, done: float, total: float, unit: str = "steps", note: str = ""):
+        stop.check()
         now, new = self.clock(), stage not in self.begun
         if note:
             self.begun.pop(stage, None)  # what is waited for now is not the stage's pace

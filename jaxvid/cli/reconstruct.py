@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from jaxvid.cli import main
 from jaxvid.cli.generate import parse_size
 from jaxvid.cli.progress import Progress
-from jaxvid.cli.record import Writers, outputs
-from jaxvid.types import InputError
+from jaxvid.cli.record import Writers, outputs, spare
 
 
 def arguments(parser):
@@ -35,8 +32,7 @@ def arguments(parser):
 def run(options) -> None:
     """Prints PSNR and SSIM, and the path on the last line of standard output."""
     paths, size = outputs(options.out, 1), parse_size(options.size)
-    if os.path.exists(paths[0]) and os.path.exists(options.file) and os.path.samefile(paths[0], options.file):
-        raise InputError(f"--out {options.out} is the video itself, which would be lost; give another name")
+    spare([options.file], paths, "--out")
 
     from jaxvid.data.decode import read_video
     from jaxvid.engine import Decoder

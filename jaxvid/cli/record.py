@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -35,6 +36,21 @@ def outputs(out: str, count: int) -> list[pathlib.Path]:
             raise InputError(f"--out {one} is a directory; name a file in it")
     check_writable(path)
     return paths
+
+
+def spare(given: Iterable[str | None], written: Iterable[str | os.PathLike], option: str) -> None:
+    """Raises `InputError` where a file that is given would be written over."""
+    for path in written:
+        for one in given:
+            if (
+                one is not None
+                and os.path.exists(one)
+                and os.path.exists(path)
+                and os.path.samefile(one, path)
+            ):
+                raise InputError(
+                    f"{option} {path} is the file {one} that is given, which would be lost; name another"
+                )
 
 
 def check_writable(path: pathlib.Path) -> None:

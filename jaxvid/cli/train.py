@@ -108,6 +108,7 @@ def _train(config: Any, text: str, workdir: str, command: list[str], progress: P
                 codec.save(os.path.join(workdir, "codec"))
         begun = time.monotonic()
         with open_stage(name, node, codec, os.path.join(workdir, "latents")) as stage:
+            tell_data(stage, say)
             bad = bad_files(stage.raw, stage.raw_held_out)
             tell_bad(bad, "cannot be used and is left out", say)
             result, report = train_stage(
@@ -157,9 +158,8 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
     """Builds every stage, shows its parameters and a batch, and compiles its step; writes nothing that stays."""
     import tempfile
 
-    say(to_json(config).rstrip())
     mesh = make_mesh(**dict(config.get("mesh") or {}))
-    order = list(config.order)
+    order, known = list(config.order), {}
     for place, name in enumerate(order):
         node, codec = config.stages[name], None
         if node.get("codec") in order[:place]:
@@ -170,8 +170,12 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
             codec = load_codec(node.codec, workdir or ".", ())
         with tempfile.TemporaryDirectory() as cache, open_stage(name, node, codec, cache) as stage:
             batch = next(stage.data)
-            say(f"\nstage {name}: {bucket_name(batch)}")
-            tell_bad(bad_files(stage.raw, stage.raw_held_out), "cannot be used and is left out", say)
+            say(f"stage {name}: {bucket_name(batch)}")
+            tell_data(stage, say)
+            bad = bad_files(stage.raw, stage.raw_held_out)
+            new = {path: why for path, why in bad.items() if path not in known}
+            known.update(new)
+            tell_bad(new, "cannot be used and is left out", say)
             shapes, shardings = state_sharding(mesh, stage.task, stage.optimizer, batch)
             say(table(shapes.params))
             step = make_train_step(
@@ -190,7 +194,16 @@ def dry_run(config: Any, workdir: str | None, say: Callable[[str], None]) -> Non
             memory = compiled.memory_analysis()
             if memory is not None:
                 said += f", which needs {(memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20:.0f} MB"
-            say(said)
+            say(f"{said}\n")
+    say(f"the config:\n{to_json(config).rstrip()}")
+
+
+def tell_data(stage: Any, say: Callable[[str], None]) -> None:
+    """What a stage learns from, and what it is held against."""
+    for what, source in (("learns from", stage.raw), ("held out", stage.raw_held_out)):
+        if source is not None:
+            summary = getattr(source, "summary", None)
+            say(f"{what}: {f'{len(source)} clips' if summary is None else summary()}")
 
 
 def tell_bad(bad: dict[str, str], how: str, say: Callable[[str], None]) -> None:

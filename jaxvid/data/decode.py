@@ -138,7 +138,7 @@ def _sampled(video: _Video, fps, start, frames, size, limits) -> tuple[np.ndarra
         if end < info.declared - max(0.02 * info.declared, 2 / info.fps):
             raise InputError(
                 f"{video.path} is truncated: it ends after {end:.2f} of {info.declared:.2f} s; "
-                "get the whole file or leave it out"
+                "get the whole file, or go on without it"
             )
         hold_until(end)
     if not taken:
@@ -171,7 +171,7 @@ def _opened(path: str | os.PathLike, limits: Limits) -> Iterator[_Video]:
         file.seek(0)
         if kind is None:
             raise InputError(
-                f"{path} is not a video (mp4, mov, mkv, webm, avi) whatever its name; leave it out"
+                f"{path} is not a video (mp4, mov, mkv, webm, avi) whatever its name says; give another file"
             )
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
         try:
@@ -180,7 +180,7 @@ def _opened(path: str | os.PathLike, limits: Limits) -> Iterator[_Video]:
         except (av.error.FFmpegError, EOFError) as error:
             why = getattr(error, "strerror", None) or type(error).__name__
             raise InputError(
-                f"{path} is truncated or damaged ({why}); get it again or leave it out"
+                f"{path} is truncated or damaged ({why}); get it again, or go on without it"
             ) from error
 
 
@@ -199,7 +199,7 @@ def _stream(path: str, container, limits: Limits):
         stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
     ]
     if not streams:
-        raise InputError(f"{path} has no video stream; leave it out")
+        raise InputError(f"{path} has no video stream; give another file")
     best = max(streams, key=lambda stream: stream.width * stream.height)
     codec = best.codec_context.codec.canonical_name
     if codec not in CODECS:
@@ -283,7 +283,7 @@ def _shown(video: _Video, start: float, limits: Limits) -> Iterator[tuple[float,
         first = False
         if time.monotonic() > deadline:
             raise InputError(
-                f"{video.path} took more than {limits.wall:.0f} s to decode; leave it out or cut it"
+                f"{video.path} took more than {limits.wall:.0f} s to decode; cut it, or go on without it"
             )
         _check_size(video.path, frame.width, frame.height, limits)
         if size not in (None, (frame.width, frame.height)):
@@ -301,7 +301,9 @@ MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 def _pixels(video: _Video, frame, info: Info, size: tuple[int, int] | None) -> np.ndarray:
     """One frame as shown, uint8 ``[H, W, 3]``."""
     if frame.is_corrupt:
-        raise InputError(f"{video.path} is damaged inside what was asked for; get it again or leave it out")
+        raise InputError(
+            f"{video.path} is damaged inside what was asked for; get it again, or go on without it"
+        )
     options = {}
     if not frame.format.is_rgb:
         # Without a tag the usual guess: standard definition is BT.601, high definition BT.709, both limited range.

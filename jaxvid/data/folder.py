@@ -72,6 +72,17 @@ class FolderSource:
     def __len__(self) -> int:
         return self.ends[-1]
 
+    def summary(self) -> str:
+        """What there is to learn from, in words: '2 videos of 83 s in all and 1 image'."""
+        films, said = [self.entries[place] for place in self.videos], []
+        if films:
+            names = len({entry.path for entry in films})
+            seconds = sum(entry.end - entry.start for entry in films)
+            said.append(f"{names} video{'s' * (names != 1)} of {seconds:.1f} s in all")
+        if images := len(self.entries) - len(films):
+            said.append(f"{images} image{'s' * (images != 1)}")
+        return " and ".join(said)
+
     def key(self, index: int, shape: ClipShape) -> str:
         entry, start = self._place(index, shape)
         parts = [VERSION, entry.content, entry.end, start, entry.captions, dataclasses.astuple(shape)]

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`jaxvid generate`: what it writes, what it says, and that nothing is lost or overwritten when it fails."""
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import signal
 
+import imageio.v3
 import numpy as np
 import pytest
 
@@ -122,6 +125,49 @@ def test_interrupted_while_sampling(generate, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_was_swallowed_ends_the_run_all_the_same(
+    generate, tmp_path, monkeypatch, number
+):
+    """As when it is raised in a callback of the garbage collector, where Python drops it."""
+    sample, handlers = Engine.sample, [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupted(self, *args, **kwargs):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+        yield from sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "sample", interrupted)
+    (tmp_path / "x.mp4").write_bytes(b"precious")
+    done = generate("a red star", "--out", "x.mp4")
+    assert done.code == 130 and done.error.startswith("interrupted")
+    assert (tmp_path / "x.mp4").read_bytes() == b"precious"
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == handlers
+    monkeypatch.setattr(Engine, "sample", sample)
+    assert generate("a red star", "--out", "x.mp4").code == 0  # nothing of it is left
+
+
+@pytest.mark.parametrize(
+    "options, name",
+    [
+        (["--video", "whole.mp4", "--out", "./whole.mp4"], "whole.mp4"),
+        (["--video", "whole.mp4", "--num", "2", "--out", "who.mp4"], "who-1.mp4"),
+        (["--image", "first.png", "--contact-sheet", "first.png"], "first.png"),
+        (["--image-at", "1", "first.png", "--contact-sheet", "link.png"], "link.png"),
+    ],
+)
+def test_what_is_given_is_not_written_over(generate, pipe, tmp_path, options, name):
+    prepare_files(tmp_path, pipe)
+    (tmp_path / "who-1.mp4").symlink_to("whole.mp4")
+    imageio.v3.imwrite(tmp_path / "first.png", np.zeros((16, 16, 3), np.uint8))
+    (tmp_path / "link.png").symlink_to("first.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    done = generate("a", *options)
+    assert done.code == 2
+    assert f"{name} is the file" in done.error and "which would be lost" in done.error
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_wild_numbers_are_an_error_that_names_the_step(generate, pipe, tmp_path, monkeypatch):
     import jax
 
@@ -191,7 +237,17 @@ def prepare_files(folder, pipe):
         (["a", "--dtype", "int4"], "float32, bfloat16"),
         (["a", "--solver", "magic"], "choose one of"),
         (["a", "--method", "magic"], "oneshot, rollout"),
-        (["a", "--nonsense", "1"], "--nonsense"),
+        (["a", "--nonsense", "1"], "unrecognized arguments: --nonsense 1; see"),
+        (["a", "--sekonds", "3"], "did you mean '--seconds'?"),
+        (["a", "--sekonds=3"], "did you mean '--seconds'?"),
+        (["a", "--solver", "dpmp_2m"], "did you mean 'dpmpp_2m'?"),
+        (["a", "--method", "fiffo"], "did you mean 'fifo'?"),
+        (["a", "--method", "fifo", "--set", "windw=3"], "did you mean 'window'?"),
+        (["a", "--method", "fifo", "--set", "zzz=3"], "'fifo' has no such option; there are"),
+        (["a", "--set", "windw=3"], "no method has such an option; did you mean 'window'?"),
+        (["a", "--set", "window"], "give NAME=VALUE"),
+        (["a", "--checkpoint", "shapes_studnt"], "did you mean 'shapes_student'?"),
+        (["a", "--checkpoint", ""], "checkpoint '' does not exist"),
         (["a", "--out", "x.txt"], "ends in none of"),
         (["a", "--out", "nowhere/x.mp4"], "make its directory first"),
         (["a", "--out", "folder.mp4"], "is a directory"),

@@ -23,8 +23,8 @@ def test_options_of_a_method_are_read_kept_and_checked(generate, tmp_path):
     recipe = read_metadata(tmp_path / "x.mp4")
     assert (recipe["method"], recipe["options"]) == ("fifo", {"ahead": False, "window": 2})
     for wrong, said in (
-        (("--method", "fifo", "--set", "stride=2"), "has no option 'stride'"),
-        (("--set", "colour=2"), "give NAME=VALUE"),
+        (("--method", "fifo", "--set", "stride=2"), "method 'fifo' has no such option"),
+        (("--set", "colour=2"), "no method has such an option"),
         (("--method", "causal-kv"), "nearest that works is 'rollout'"),
         (("--method", "freenoise"), "nearest that works is 'genl'"),
     ):

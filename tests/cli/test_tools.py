@@ -48,7 +48,7 @@ def test_info_of_nothing_is_one_line(jaxvid):
     done = jaxvid("info", "nowhere")
     assert (done.code, done.error) == (
         2,
-        "checkpoint nowhere does not exist; give the directory of a bundle or a training run,"
+        "checkpoint 'nowhere' does not exist; give the directory of a bundle or a training run,"
         f" or a shipped model's name: {', '.join(path.name for path in shipped())}",
     )
 
@@ -88,7 +88,7 @@ def test_reconstruct_does_not_write_over_its_own_video(jaxvid, bundle, star):
     save_video("x.mp4", star, 16)
     before = pathlib.Path("x.mp4").read_bytes()
     done = jaxvid("reconstruct", "x.mp4", "--out", "./x.mp4", "--checkpoint", bundle)
-    assert "is the video itself" in done.error and pathlib.Path("x.mp4").read_bytes() == before
+    assert "is the file x.mp4 that is given" in done.error and pathlib.Path("x.mp4").read_bytes() == before
 
 
 def test_reconstruct_refuses_sizes_that_do_not_fit(jaxvid, bundle, star):

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,8 @@ def test_dry_run_shows_and_writes_nothing(config, tmp_path, capsys):
     said = capsys.readouterr().out
     for what in ("parameters", "Dense_0", "video.x", "[4, 2, 4, 4, 3]", "compiled the step", '"kind"'):
         assert what in said
+    assert said.index("compiled the step") < said.index('"kind"')  # what was looked at, then the long config
+    assert re.search(r"^learns from: \d+ clips$", said, re.M)
     assert not (tmp_path / "never").exists()
     assert go(config, tmp_path / "never", "--dry_run", "--config.stages.only.task.poison=x") == 2
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import time
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_splits_do_not_overlap(films, make):
                 assert 1 <= len(sample.x) <= shape.frames
                 seen |= set(make.which(sample.x))
         shown[split] = seen
+    assert FolderSource(films).summary() == "2 videos of 4.0 s in all"
     assert shown["train"] == set(range(20)) and shown["heldout"] >= {22, 23, 24}
     assert not shown["train"] & shown["heldout"]
 
@@ -229,6 +231,8 @@ def test_images_are_clips_of_one_frame(tmp_path, make):
             assert (sample.x[..., 0] == n * 20).all()
     make.write(tmp_path / "film.mp4", make.grays(25))
     mixed = FolderSource(tmp_path)
+    assert train.summary() == "8 images"
+    assert re.fullmatch(r"1 video of [\d.]+ s in all and 8 images", mixed.summary())
     assert all(len(mixed.clip(i, SHAPE).x) == 5 for i in range(len(mixed)))  # a film stands in for an image
     assert {mixed.clip(i, IMAGE).captions[0][1] for i in range(8)} >= {"red 0", "red 8"}
     with batches(mixed, [Bucket(5, 16, 16, 2), Bucket(1, 16, 16, 4)], fps=10, seed=0) as data:

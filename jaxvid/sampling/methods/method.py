@@ -13,7 +13,7 @@ import numpy as np
 from jaxvid.diffusion.guidance import Scheme
 from jaxvid.sampling.stream import Segment
 from jaxvid.sampling.windows import WindowPlan
-from jaxvid.types import InputError
+from jaxvid.types import InputError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +120,8 @@ def check_options(name: str, entry: Entry, options: Mapping[str, Any]) -> dict[s
     known, checked = entry.options, {}
     for key, value in options.items():
         if key not in known:
-            listed = ", ".join(known) or "none"
-            raise InputError(f"method {name!r} has no option {key!r}; its options: {listed}")
+            near = did_you_mean(key, known) or f"; its options: {', '.join(known) or 'none'}"
+            raise InputError(f"method {name!r} has no option {key!r}{near}")
         checked[key] = _like(known[key], value, f"{name} {key}")
     return checked
 

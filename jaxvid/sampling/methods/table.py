@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxvid.sampling.methods import chunks, queues, stretched
 from jaxvid.sampling.methods.method import Entry, Method, Setting, check_options
-from jaxvid.types import InputError
+from jaxvid.types import InputError, did_you_mean
 
 METHODS: dict[str, Entry] = {
     "oneshot": Entry(chunks.oneshot, (), "grows", "S / F on F", (), "Ho et al., arXiv 2204.03458"),
@@ -140,7 +140,8 @@ def check_method(name: str, options: Mapping[str, Any], traits: Collection[str])
     """The options of a method that a model with these traits can follow. Raises `InputError` with the reason, and with the
     nearest method that works."""
     if name not in METHODS:
-        raise InputError(f"method={name!r} is unknown; choose one of {', '.join(METHODS)}")
+        near = did_you_mean(name, METHODS) or f"; choose one of {', '.join(METHODS)}"
+        raise InputError(f"method={name!r} is unknown{near}")
     entry = METHODS[name]
     lacking = [need for need in entry.needs if need not in traits]
     if lacking:
