@@ -56,7 +56,9 @@ def check_story(value, limit: int, seconds: float | None = None) -> Story:
     Raises `InputError`: empty, wrong types, not starting at 0, times that do not increase, text that is empty or too long.
     """
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise InputError(f"a story is a list of (seconds, text), not {type(value).__name__}")
+        raise InputError(
+            f"a story is a list of (seconds, text), not {type(value).__name__}; load_story of jaxvid.story reads a file"
+        )
     story = []
     for number, entry in enumerate(value, 1):
         at, text = _entry(entry, number)

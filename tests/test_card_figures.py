@@ -68,6 +68,25 @@ def test_a_jump_is_one():
     assert figures.jump(at, 40, 4)[0] == math.inf
 
 
+def test_attributes_are_counted_by_what_was_asked():
+    star = {
+        "prompt": "a large red star spins on a black background",
+        "counts": {"shape": (1, 4), "motion": (2, 4)},
+    }
+    ring = {
+        "prompt": "a small red ring pulses on a black background",
+        "counts": {"shape": (3, 4), "motion": (0, 4)},
+    }
+    assert figures.by_attribute([star, ring, star]) == {
+        "shape": (5, 12),
+        "motion": (4, 12),
+        "shape: star": (2, 8),
+        "shape: ring": (3, 4),
+        "motion: spins": (4, 8),
+        "motion: pulses": (0, 4),
+    }
+
+
 def test_runs_and_shares():
     assert figures.longest([True, False, True, True, False]) == 2 and figures.longest([]) == 0
     counts = {"shape": (1, 1), "colour": (0, 1), "count": (2, 2)}
@@ -109,8 +128,10 @@ def test_a_pipeline_that_draws_the_truth_is_right_in_everything(tmp_path, monkey
     asked = ["--clips", "10", "--stories", "1", "--minutes", "1", "--images", "1", "--out", str(tmp_path)]
     run.main(asked)
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    rows = [line for line in table.splitlines()[2:] if line]
-    assert len(rows) == 4 + 4 + 4 + 4 and all(" | 100.0 %" in row for row in rows), table
+    found, by_attribute = (part.splitlines()[2:] for part in table.split("\n\n"))
+    assert len(found) == 4 + 4 + 4 + 4 and all(" | 100.0 %" in row for row in found), table
+    assert {"| motion |", "| shape |", "| count |"} <= {row.split(" 100")[0] for row in by_attribute}
+    assert len(by_attribute) > 6 and all(" | 100.0 %" in row for row in by_attribute), table
     truth._drawn = None  # what is there is not made again
     run.main(asked)
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table

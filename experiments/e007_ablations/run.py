@@ -157,11 +157,13 @@ def main() -> None:
         raise SystemExit(f"{sorted(unknown)}: no such network; there are {', '.join(NETWORKS)}")
     for name in asked:
         file = place(options.out, name) / "found.json"
-        if options.time and file.exists():
+        if options.time and not file.exists():
+            print(f"{name} is not done and is not timed", file=sys.stderr)
+        elif options.time:
             use_compilation_cache()
             found = json.loads(file.read_text(encoding="utf-8"))
             write(file, json.dumps({**found, "sampling": timed(Pipeline.load(file.parent))}, indent=1))
-        elif not (place(options.out, name) / "found.json").exists():
+        elif not file.exists():
             command = [sys.executable, "-m", "experiments.e007_ablations.run", *sys.argv[1:], "--one", name]
             if code := subprocess.run(command).returncode:
                 raise SystemExit(f"{name} failed ({code}); the same command goes on")

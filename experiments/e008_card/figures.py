@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxvid.data.shapes.captions import parse
 from jaxvid.data.shapes.detect import background, blobs
 from jaxvid.data.shapes.follow import follow
 from jaxvid.eval.shapes_accuracy import Counts, wilson
@@ -111,6 +112,24 @@ def lines(kinds: Mapping[str, Sequence[Mapping]]) -> list[tuple[str, str, str]]:
                 (f"{kind}: {said}", str(len(records)), share(*units)) for said, units in _quarters(records)
             ]
     return out
+
+
+def by_attribute(records: Sequence[Mapping]) -> dict[str, tuple[int, int]]:
+    """attribute -> (right, total) of clips with one object, ``'shape: star'`` and ``'motion: spins'`` being those of which
+    that was asked. A unit is an object in a second, as in `jaxvid.eval.shapes_accuracy`."""
+    found: dict[str, tuple[int, int]] = {}
+
+    def note(name, pair):
+        right, total = found.get(name, (0, 0))
+        found[name] = right + pair[0], total + pair[1]
+
+    for record in records:
+        (look,) = parse(record["prompt"]).objects
+        for name, pair in record["counts"].items():
+            note(name, pair)
+        for name, asked in (("shape", look.shape), ("motion", look.motion)):
+            note(f"{name}: {asked}", record["counts"][name])
+    return found
 
 
 def _stories(records: Sequence[Mapping]) -> list[tuple[str, list[bool]]]:

@@ -162,7 +162,14 @@ def report(options) -> str:
         there = [json.loads(f.read_text(encoding="utf-8")) for f in files(options, kind) if f.exists()]
         found[kind] = [record for batch in there for record in batch]
     rows = [f"| {' | '.join(line)} |" for line in figures.lines(found)]
-    return "\n".join(["| | videos | found (95 % interval) |", "|---|---|---|", *rows, ""])
+    rows = ["| | videos | found (95 % interval) |", "|---|---|---|", *rows, ""]
+    counted = figures.by_attribute(
+        [record for kind in KINDS if "one object" in kind for record in found[kind]]
+    )
+    if counted:
+        rows += ["| clips of one object | right (95 % interval) |", "|---|---|"]
+        rows += [f"| {name} | {figures.share(*pair)} |" for name, pair in sorted(counted.items())]
+    return "\n".join([*rows, ""])
 
 
 def main(argv=None) -> None:

@@ -199,7 +199,7 @@ def parse_size(text: str | None):
     """(height, width) from '64' or '64x96'; None from None."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower())
     if not found:
         raise InputError(f"--size {text[:40]!r} is not a size; give N or HEIGHTxWIDTH, such as 64 or 64x96")
     return int(found[1]), int(found[2] or found[1])

@@ -7,6 +7,8 @@ import json
 import pathlib
 import sys
 
+from jaxvid.types import InputError
+
 
 def arguments(parser):
     parser.add_argument(
@@ -33,6 +35,10 @@ def run(options) -> None:
         return
     from jaxvid.pipeline import SHIPPED, Pipeline
 
+    if options.checkpoint is not None and pathlib.Path(options.checkpoint).is_file():
+        raise InputError(
+            f"{options.checkpoint} is a file; give a bundle, a run's directory, or a video of jaxvid (.mp4, .gif, .webp)"
+        )
     pipe = Pipeline.load(options.checkpoint)
     engine, serves = pipe.engine, pipe.serves
     rows = {

@@ -50,8 +50,9 @@ def _aside(path: str | os.PathLike, suffixes: tuple[str, ...]) -> tuple[pathlib.
 def unwritable(path: str | os.PathLike, error: Exception) -> InputError:
     """What is to be said and done when a file cannot be written."""
     code = getattr(error, "errno", None)
+    there = os.path.isdir(os.path.dirname(os.path.abspath(path)))
     remedy = {
-        errno.ENOENT: "make its directory first",
+        errno.ENOENT: "choose another place" if there else "make its directory first",
         errno.ENOTDIR: "give a path inside a directory",
         errno.ENOSPC: "free some space",
     }.get(code, "choose another place")
