@@ -31,7 +31,7 @@ class Event:
     """One step of a run.
 
     stage    'encode', 'text', 'sample' or 'decode'
-    done     how far the stage is, of ``total`` ``unit``; ``note`` is 'compiling' when a wait is to be expected
+    done     how far the stage is, of ``total`` ``unit`` (in 'sample', calls of the network); ``note`` is 'compiling' when a wait is to be expected
     frames   decoded frames, uint8 [n, H, W, 3], or [B, n, H, W, 3] where a list of videos was asked for; else None
     """
 
@@ -166,7 +166,7 @@ def events(engine: Engine, run: Run, serves: Mapping[str, Any], kept: list) -> I
     decoder, place = Decoder(engine, request.dtype), 0
     for done, total, note, new in engine.sample(request, method, told, latents, mask, **anew):
         if new is None:
-            yield Event("sample", done, total, "steps", note)
+            yield Event("sample", done, total, "calls", note)
             continue
         kept.append(new[:, : count - place])
         for i in range(0, min(new.shape[1], count - place), stages.CHUNK):

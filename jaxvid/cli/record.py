@@ -127,7 +127,7 @@ def record(pipe, run, paths: Sequence[pathlib.Path], progress: Progress) -> None
     progress.close()
     if request.cache is not None:
         progress.note(
-            f"the network was called in {pipe.engine.asked} of {rows} steps, cache {request.cache:g}"
+            f"the network was asked in {pipe.engine.asked} of {rows} calls, cache {request.cache:g}"
         )
     progress.note(timings(pipe, time.perf_counter() - start))
 
@@ -139,7 +139,7 @@ def timings(pipe, took: float) -> str:
     said = ", ".join(
         f"{name} {stage['compile']:.1f}" for name, stage in stages.items() if stage["compile"] >= 0.05
     )
-    unit = {"sample": "step", "decode": "latent frame", "encode": "latent frame"}
+    unit = {"sample": "call", "decode": "latent frame", "encode": "latent frame"}
     steady = [f"{name} {stages[name]['steady']:.3g} s per {unit[name]}" for name in unit if name in stages]
     steady = ", ".join(text for text in steady if "nan" not in text)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

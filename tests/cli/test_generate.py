@@ -38,7 +38,7 @@ def test_the_last_line_is_the_path_and_the_file_is_what_was_asked_for(generate, 
 def test_a_cache_says_how_often_the_network_was_called(generate):
     done = generate("a red star", "--cache", "100", "--out", "x.mp4")
     assert done.code == 0, done.err
-    assert "the network was called in 2 of 3 steps, cache 100" in done.err
+    assert "the network was asked in 2 of 3 calls, cache 100" in done.err
 
 
 def test_several_videos_have_numbered_names(generate, tmp_path):
