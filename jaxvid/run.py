@@ -31,7 +31,8 @@ class Event:
     """One step of a run.
 
     stage    'encode', 'text', 'sample' or 'decode'
-    done     how far the stage is, of ``total`` ``unit`` (in 'sample', calls of the network); ``note`` is 'compiling' when a wait is to be expected
+    done     how far the stage is, of ``total`` ``unit``, which are calls of the network in 'sample'; ``note`` is 'compiling'
+             when a wait is to be expected
     frames   decoded frames, uint8 [n, H, W, 3], or [B, n, H, W, 3] where a list of videos was asked for; else None
     """
 
