@@ -126,6 +126,8 @@ def test_a_pipeline_that_draws_the_truth_is_right_in_everything(tmp_path, monkey
     monkeypatch.setattr(run.Pipeline, "load", lambda checkpoint: truth)
     monkeypatch.setattr(run, "use_compilation_cache", lambda: None)
     asked = ["--clips", "10", "--stories", "1", "--minutes", "1", "--images", "1", "--out", str(tmp_path)]
+    run.main([*asked, "--only", "images", "--only", "minutes"])
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "minutes", "model.json", "table.md"}
     run.main(asked)
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     found, by_attribute = (part.splitlines()[2:] for part in table.split("\n\n"))

@@ -2,9 +2,10 @@
 """The figures of the shapes model's card: clips, stories, minutes and videos from a picture, read by the exact reader.
 
     python -m experiments.e008_card.run [--checkpoint DIR] [--clips 500] [--stories 40] [--minutes 40] [--images 40]
-        [--out runs/e008]
+        [--only KIND ...] [--out runs/e008]
 
 Every batch of videos leaves a file behind: the same command goes on where it was interrupted, and says what there is so far.
+Several of them, each with its own ``--only`` and a core, may share a folder.
 """
 
 from __future__ import annotations
@@ -178,6 +179,7 @@ def main(argv=None) -> None:
     made.add_argument("--clips", type=int, default=500, help="of four seconds")
     for name in ("stories", "minutes", "images"):
         made.add_argument(f"--{name}", type=int, default=40)
+    made.add_argument("--only", action="append", choices=KINDS, help="a kind; may be repeated (default: all)")
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/e008"))
     options = made.parse_args(argv)
     use_compilation_cache()
@@ -187,6 +189,8 @@ def main(argv=None) -> None:
         raise SystemExit(f"{options.out} holds videos of another model; give another --out")
     write(mark, name)
     for kind, (make, _, _) in KINDS.items():
+        if options.only and kind not in options.only:
+            continue
         batches = files(options, kind)
         for number, (file, numbers) in enumerate(batches.items(), 1):
             if not file.exists():
