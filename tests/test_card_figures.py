@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of experiments/e008_card on videos whose truth is known."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from experiments.e002_long_video.run import to_json
 from experiments.e008_card import figures, run
 from experiments.e008_card.run import SEGMENT, story
 from jaxvid.clip import Clip
@@ -66,6 +68,7 @@ def test_a_jump_is_one():
     assert largest > 9 and usual < 1 and not figures.holds_together(largest, usual)
     at[41] = np.nan
     assert figures.jump(at, 40, 4)[0] == math.inf
+    assert not figures.holds_together(*json.loads(to_json(figures.jump(at, 40, 4))))  # as it comes from a file
 
 
 def test_attributes_are_counted_by_what_was_asked():
@@ -104,7 +107,7 @@ def test_runs_and_shares():
 class Truth:
     """In the place of a pipeline: draws what it is told, and knows the pictures of `run.images`."""
 
-    def __call__(self, prompt=None, *, story=None, seconds, seed, image=None):
+    def __call__(self, prompt=None, *, story=None, seconds, seed, image=None, steps=None):
         if image is not None:
             return self._clip(run.source("images", 2).clip(seed - 3000, run.FOUR).x)
         if story is not None:

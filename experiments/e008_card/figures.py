@@ -76,9 +76,9 @@ def jump(at: np.ndarray, border: int, around: int) -> tuple[float, float]:
     return (float(near.max()) if len(near) and np.isfinite(near).all() else math.inf), usual
 
 
-def holds_together(largest: float, usual: float) -> bool:
-    """Whether a step at a border of a story is one of the motion's own."""
-    return largest <= 2 * usual + STEP
+def holds_together(largest: float | None, usual: float) -> bool:
+    """Whether a step at a border of a story is one of the motion's own; one without end is None in a file."""
+    return largest is not None and largest <= 2 * usual + STEP
 
 
 def share(right: int, total: int) -> str:

@@ -2,7 +2,7 @@
 """The figures of the shapes model's card: clips, stories, minutes and videos from a picture, read by the exact reader.
 
     python -m experiments.e008_card.run [--checkpoint DIR] [--clips 500] [--stories 40] [--minutes 40] [--images 40]
-        [--only KIND ...] [--out runs/e008]
+        [--steps N] [--only KIND ...] [--out runs/e008]
 
 Every batch of videos leaves a file behind: the same command goes on where it was interrupted, and says what there is so far.
 Several of them, each with its own ``--only`` and a core, may share a folder.
@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -54,7 +56,7 @@ def quarters(seconds, length: int) -> list[dict]:
     return [{**NO_COUNTS, **figures.added(seconds, a, b)} for a, b in zip(cut, cut[1:], strict=False)]
 
 
-def clips(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
+def clips(pipe: Callable, kind: str, numbers: range, size: int) -> list[dict]:
     """Four seconds from a prompt."""
     some = source(kind, size)
     texts = [some.clip(i, FOUR).captions[0][1] for i in numbers]
@@ -66,7 +68,7 @@ def clips(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
     return out
 
 
-def images(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
+def images(pipe: Callable, kind: str, numbers: range, size: int) -> list[dict]:
     """Four seconds from a rendered first frame and its prompt."""
     some, out = source(kind, size), []
     for i in numbers:
@@ -105,7 +107,7 @@ def _other(rng, among, one):
     return left[int(rng.integers(len(left)))]
 
 
-def stories(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
+def stories(pipe: Callable, kind: str, numbers: range, size: int) -> list[dict]:
     """A minute of six prompts."""
     out = []
     for i in numbers:
@@ -119,7 +121,7 @@ def stories(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
     return out
 
 
-def minutes(pipe: Pipeline, kind: str, numbers: range, size: int) -> list[dict]:
+def minutes(pipe: Callable, kind: str, numbers: range, size: int) -> list[dict]:
     """A minute of one prompt."""
     some, out = source(kind, size), []
     texts = [some.clip(i, FOUR).captions[0][1] for i in numbers]
@@ -179,22 +181,24 @@ def main(argv=None) -> None:
     made.add_argument("--clips", type=int, default=500, help="of four seconds")
     for name in ("stories", "minutes", "images"):
         made.add_argument(f"--{name}", type=int, default=40)
+    made.add_argument("--steps", type=int, help="of sampling (default: the model's)")
     made.add_argument("--only", action="append", choices=KINDS, help="a kind; may be repeated (default: all)")
     made.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/e008"))
     options = made.parse_args(argv)
     use_compilation_cache()
     pipe = Pipeline.load(options.checkpoint)
-    mark, name = options.out / "model.json", json.dumps(pipe.fingerprint)
+    mark, name = options.out / "model.json", json.dumps([pipe.fingerprint, options.steps])
     if mark.exists() and mark.read_text(encoding="utf-8") != name:
         raise SystemExit(f"{options.out} holds videos of another model; give another --out")
     write(mark, name)
+    ask = functools.partial(pipe, steps=options.steps)
     for kind, (make, _, _) in KINDS.items():
         if options.only and kind not in options.only:
             continue
         batches = files(options, kind)
         for number, (file, numbers) in enumerate(batches.items(), 1):
             if not file.exists():
-                write(file, to_json(make(pipe, kind, numbers, wanted(options, kind))))
+                write(file, to_json(make(ask, kind, numbers, wanted(options, kind))))
                 print(f"{kind}: {number} of {len(batches)} batches", file=sys.stderr, flush=True)
         write(options.out / "table.md", report(options))
     print(report(options))
