@@ -38,6 +38,15 @@ def test_a_story_changes_one_object_and_shows_seen_pairs_only():
         )
 
 
+def test_prompts_are_those_of_the_scenes_where_the_model_can_read_them():
+    for kind in ("seen pair, one object", "held-out pair, two objects"):
+        plain = [run.source(kind, 40).clip(i, run.FOUR).captions[0][1] for i in range(40)]
+        asked = [run.prompt(kind, i, 40) for i in range(40)]
+        assert max(len(text.encode()) for text in asked) <= 112
+        assert [(a, b) for a, b in zip(plain, asked, strict=True) if a != b and len(a.encode()) <= 112] == []
+    assert plain != asked
+
+
 def test_the_truth_is_right_and_does_not_jump(told):
     told, frames = told
     seconds = score_seconds(frames, FPS, [(round(at * FPS), text) for at, text in told])
@@ -68,7 +77,9 @@ def test_a_jump_is_one():
     assert largest > 9 and usual < 1 and not figures.holds_together(largest, usual)
     at[41] = np.nan
     assert figures.jump(at, 40, 4)[0] == math.inf
-    assert not figures.holds_together(*json.loads(to_json(figures.jump(at, 40, 4))))  # as it comes from a file
+    assert not figures.holds_together(
+        *json.loads(to_json(figures.jump(at, 40, 4)))
+    )  # as it comes from a file
 
 
 def test_attributes_are_counted_by_what_was_asked():
