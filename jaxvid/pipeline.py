@@ -95,7 +95,7 @@ class Pipeline:
         if not path.exists() or asked == "":
             names = {one.name: one for one in shipped()}
             if str(path) not in names:
-                near = did_you_mean(str(path), names) or (
+                near = did_you_mean(str(path), names, 0.8) or (
                     f"; give the directory of a bundle or a training run, or a shipped model's name: {', '.join(names)}"
                 )
                 raise InputError(f"checkpoint {str(asked)!r} does not exist{near}")

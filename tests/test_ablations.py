@@ -91,6 +91,6 @@ def test_the_table_says_what_was_found():
     }
     line = table([row]).splitlines()[2]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:9] == ["X", "1.50", "0.50", "11.00", "1,234", "20", "0.500", "75.0", "75.0"]
+    assert cells[:9] == ["X", "1.50", "0.50", "11.00", "1,234", "20.4", "0.500", "75.0", "75.0"]
     assert cells[10] == "62.5"  # 15 of 24
     assert len(cells) == table([row]).splitlines()[0].count("|") - 1

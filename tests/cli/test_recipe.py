@@ -86,7 +86,7 @@ def test_another_checkpoint_or_version_is_said(generate, jaxvid, loaded, tmp_pat
     for said in (
         "made by jaxvid 9.9, and this is",
         "with jax 9.9 on abacus",
-        "checkpoint gone does not exist",
+        "checkpoint 'gone' does not exist",
     ):
         assert said in told.err
 
