@@ -33,7 +33,6 @@ bundle, a run or 'shipped', whose weights it begins with; a stage that distils (
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -55,7 +54,7 @@ from jaxvid.training.loop import Evaluate, Progress, Result, Settings, run
 from jaxvid.training.processes import first, together, whole
 from jaxvid.training.step import TrainState, make_eval_step
 from jaxvid.training.trackers import TensorBoard, Trackers, Wandb
-from jaxvid.types import InputError
+from jaxvid.types import InputError, did_you_mean
 
 NEEDED = ("task", "source", "data", "optimizer", "train")
 OPTIONAL = ("held_out", "evaluate", "codec", "latents", "samples", "serve", "statistics", "weigh", "init")
@@ -127,9 +126,8 @@ def check_stage(name: str, node: Any) -> None:
             raise InputError(f"stages.{name} has no {key}; a stage has {', '.join(NEEDED)}")
     for key in node:
         if key not in NEEDED + OPTIONAL:
-            near = difflib.get_close_matches(key, NEEDED + OPTIONAL, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(NEEDED + OPTIONAL)}"
-            raise InputError(f"stages.{name} has no option {key!r}; {hint}")
+            hint = did_you_mean(key, NEEDED + OPTIONAL) or f"; it may have {', '.join(NEEDED + OPTIONAL)}"
+            raise InputError(f"stages.{name} has no option {key!r}{hint}")
 
 
 def make_stage(name: str, node: Any, codec: Codec | None, cache: str) -> Stage:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from jaxvid.recipe import check_line
 from jaxvid.request import choice, number, short, whole
 from jaxvid.run import Run
 from jaxvid.sampling.methods.table import METHODS
-from jaxvid.types import InputError
+from jaxvid.types import InputError, did_you_mean
 
 FIELDS = ("story", "seconds", "method", "seed", "steps", "guidance", "negative", "options")
 MOST_SEGMENTS = 200
@@ -25,9 +24,8 @@ def prepare(pipe, body) -> Run:
     if not isinstance(body, dict):
         raise InputError(f"what was asked is {type(body).__name__} and not an object with a story")
     if unknown := sorted(set(body) - set(FIELDS)):
-        near = difflib.get_close_matches(unknown[0], FIELDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(FIELDS)}"
-        raise InputError(f"{short(unknown[0])} cannot be asked for; {hint}")
+        hint = did_you_mean(unknown[0], FIELDS) or f"; it may have {', '.join(FIELDS)}"
+        raise InputError(f"{short(unknown[0])} cannot be asked for{hint}")
     said = {name: value for name, value in body.items() if value is not None}
     if "seed" in said:
         said["seed"] = whole(said["seed"], "seed", 0, 2**32 - 1)
