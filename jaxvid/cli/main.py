@@ -18,6 +18,8 @@ import jaxvid
 from jaxvid.cli import stop
 from jaxvid.types import InputError, did_you_mean
 
+INTERRUPTED = 130
+
 # command -> what it does; each lives in the module of its name, as `arguments(parser)` and `run(options)`;
 # `spelled(argv)`, where there is one, rewrites what was typed
 COMMANDS = {
@@ -54,6 +56,10 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> None:
     """The console script. Leaves by SystemExit with the exit code, unless that is 0."""
     code = call(sys.argv[1:] if argv is None else list(argv))
+    if (
+        code == INTERRUPTED
+    ):  # all is closed and said; jaxlib crashes in the interpreter's end where compiling was interrupted
+        os._exit(code)
     if code:
         sys.exit(code)
 
@@ -69,7 +75,7 @@ def call(argv: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt as end:
-        return _complain(end, f"interrupted{_what_was_kept(end)}", 130)
+        return _complain(end, f"interrupted{_what_was_kept(end)}", INTERRUPTED)
     except InputError as error:
         return _complain(error, str(error), 2)
     except OSError as error:

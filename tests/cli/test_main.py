@@ -121,3 +121,16 @@ def test_without_a_place_for_the_cache_it_works_all_the_same(cache_is_put_back, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert main.use_compilation_cache() is None
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_an_interrupted_process_ends_with_130_whatever_the_interpreter_has_still_to_do():
+    """jaxlib crashes there (139) where it was interrupted while it compiled; here what comes after fails on its own."""
+    said = (
+        "import atexit, os, signal\n"
+        "from jaxvid.cli import main\n"
+        "atexit.register(os._exit, 139)\n"
+        "main.dispatch = lambda argv: signal.raise_signal(signal.SIGINT)\n"
+        "main.main(['generate'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (130, "jaxvid: error: interrupted\n")
