@@ -4,7 +4,7 @@
     import jaxvid
     pipe = jaxvid.Pipeline.load()
     video = pipe("a large yellow circle slides up and down on a white background", seconds=4, seed=0)
-    video.save("star.mp4")
+    video.save("circle.mp4")
 
 Importing this module is instant: it imports neither jax nor anything else that is heavy, and touches no device. The names
 below are found when they are first used (PEP 562).

@@ -152,5 +152,5 @@ def test_a_pipeline_that_draws_the_truth_is_right_in_everything(tmp_path, monkey
     run.main(asked)
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table
     truth.fingerprint = "another"
-    with pytest.raises(SystemExit, match="videos of another model"):
+    with pytest.raises(SystemExit, match="of another model or of other --steps"):
         run.main(asked)

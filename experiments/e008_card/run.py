@@ -196,7 +196,9 @@ def main(argv=None) -> None:
     pipe = Pipeline.load(options.checkpoint)
     mark, name = options.out / "model.json", json.dumps([pipe.fingerprint, options.steps])
     if mark.exists() and mark.read_text(encoding="utf-8") != name:
-        raise SystemExit(f"{options.out} holds videos of another model; give another --out")
+        raise SystemExit(
+            f"{options.out} holds videos of another model or of other --steps; give another --out"
+        )
     write(mark, name)
     ask = functools.partial(pipe, steps=options.steps)
     for kind, (make, _, _) in KINDS.items():
